@@ -1,0 +1,80 @@
+"""A toolkit that turns a folder of labelled photos into a good classifier.
+
+The verbs are functions, and load what they need when they are called; see the README.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from toolkit.artifacts.model_folder import load_model, save_model
+    from toolkit.backbones.backbone import Backbone
+    from toolkit.backbones.catalog import as_backbone, build_backbone
+    from toolkit.data.datamodule import ImageFolderData
+    from toolkit.data.preprocessing import Preprocessing
+    from toolkit.errors import ToolkitError
+    from toolkit.plan import FreezeSpec, StageRule, TransferPlan
+    from toolkit.tasks.classifier import ImageClassifier
+    from toolkit.tasks.evaluate import evaluate
+    from toolkit.tasks.features import extract_features
+    from toolkit.tasks.finetune import finetune
+    from toolkit.tasks.plan import plan_transfer
+    from toolkit.tasks.predict import predict
+    from toolkit.training.module import TransferModule
+    from toolkit.training.network import TransferNetwork
+
+_HOMES = {
+    "Backbone": "backbones.backbone",
+    "FreezeSpec": "plan",
+    "ImageClassifier": "tasks.classifier",
+    "ImageFolderData": "data.datamodule",
+    "Preprocessing": "data.preprocessing",
+    "StageRule": "plan",
+    "ToolkitError": "errors",
+    "TransferModule": "training.module",
+    "TransferNetwork": "training.network",
+    "TransferPlan": "plan",
+    "as_backbone": "backbones.catalog",
+    "build_backbone": "backbones.catalog",
+    "evaluate": "tasks.evaluate",
+    "extract_features": "tasks.features",
+    "finetune": "tasks.finetune",
+    "load_model": "artifacts.model_folder",
+    "plan_transfer": "tasks.plan",
+    "predict": "tasks.predict",
+    "save_model": "artifacts.model_folder",
+}
+
+__all__ = [
+    "Backbone",
+    "FreezeSpec",
+    "ImageClassifier",
+    "ImageFolderData",
+    "Preprocessing",
+    "StageRule",
+    "ToolkitError",
+    "TransferModule",
+    "TransferNetwork",
+    "TransferPlan",
+    "as_backbone",
+    "build_backbone",
+    "evaluate",
+    "extract_features",
+    "finetune",
+    "load_model",
+    "plan_transfer",
+    "predict",
+    "save_model",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"toolkit.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'toolkit' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,159 @@
+"""The model folder: safetensors and JSON that rebuild a TrainedModel and prove that it is the one that was saved."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from toolkit.backbones.backbone import Backbone
+from toolkit.backbones.catalog import build_backbone
+from toolkit.data.decode import DECODING_POLICY
+from toolkit.data.preprocessing import Preprocessing
+from toolkit.errors import ArtifactError, ToolkitError
+from toolkit.heads.linear import LinearHead
+from toolkit.plan import FreezeSpec, StageRule
+from toolkit.storage import file_sha256, publish_bytes, publish_json, read_json
+from toolkit.training.network import TransferNetwork
+from toolkit.training.trained import TrainedModel
+
+WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
+FORMAT = 1
+GOLDEN_IMAGES = 2
+GOLDEN_TOLERANCE = 1e-3  # of the largest score: other CPUs and library versions add up in another order
+PACKAGES = ("torch", "torchvision", "timm", "pillow", "numpy", "transfer-toolkit")
+
+
+def save_model(model: TrainedModel, folder: str | os.PathLike[str]) -> None:
+    """Write the model folder; the description comes last, so a folder with one is complete."""
+    folder = Path(folder)
+    head = model.network.head
+    if not isinstance(head, LinearHead):
+        raise ArtifactError(f"only a LinearHead can be saved, this model has a {type(head).__name__}")
+    tensors = {key: value.detach().cpu().contiguous() for key, value in model.network.state_dict().items()}
+    content = save(tensors)
+    publish_bytes(folder / WEIGHTS, content)
+    rules = model.network.spec.rules
+    publish_json(
+        folder / DESCRIPTION,
+        {
+            "format": FORMAT,
+            "classes": list(model.classes),
+            "backbone": {"name": model.backbone, "weights": model.weights, "layout": model.layout},
+            "stages": [{"trainable": rule.trainable, "multiplier": rule.multiplier} for rule in rules],
+            "taps": list(model.network.taps),
+            "head": {"kind": "linear", "widths": list(head.widths)},
+            "preprocessing": model.preprocessing.to_dict(),
+            "decoding": {**DECODING_POLICY, "max_pixels": model.max_pixels},
+            "versions": {name: _version(name) for name in PACKAGES},
+            "sha256": hashlib.sha256(content).hexdigest(),
+            "golden_logits": _golden_logits(model).tolist(),
+        },
+    )
+
+
+def load_model(path: str | os.PathLike[str], *, stages: Sequence[nn.Module] | None = None) -> TrainedModel:
+    """Return the model of a run folder or model folder, verified.
+
+    stages: the modules of a user's own backbone, which has no name to be built from. Checks the file's digest,
+    the names and shapes of all tensors, and that the model gives its golden logits again. Raises ArtifactError.
+    """
+    folder = _model_folder(Path(path).expanduser())
+    try:
+        description = read_json(folder / DESCRIPTION)
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{folder / DESCRIPTION} cannot be read ({type(error).__name__}); train again") from error
+    if not isinstance(description, dict) or description.get("format") != FORMAT:
+        raise ArtifactError(f"{folder / DESCRIPTION} is not of format {FORMAT}, the one this version reads")
+    try:
+        model = _rebuild(description, stages)
+        _load_weights(model.network, folder / WEIGHTS, description["sha256"])
+        golden = torch.tensor(description["golden_logits"])
+    except ToolkitError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise ArtifactError(
+            f"{folder / DESCRIPTION} is damaged ({type(error).__name__}: {error}); train again"
+        ) from error
+    _check_golden(model, golden, folder, description.get("versions", {}))
+    return model
+
+
+def _model_folder(path: Path) -> Path:
+    for folder in (path, path / "model"):
+        if (folder / DESCRIPTION).is_file():
+            return folder
+    if not path.exists():
+        raise ArtifactError(f"{path} does not exist; expected a run folder or its model/")
+    raise ArtifactError(f"{path} holds no finished model (there is no {DESCRIPTION} in it or in its model/)")
+
+
+def _rebuild(description: dict[str, Any], stages: Sequence[nn.Module] | None) -> TrainedModel:
+    """Build the network that a description speaks of, its weights still random."""
+    preprocessing = Preprocessing.from_dict(description["preprocessing"])
+    named = description["backbone"]
+    if stages is not None:
+        backbone = Backbone(named["name"], tuple(stages), preprocessing, named["layout"])
+    elif named["name"] == "custom":
+        raise ArtifactError("this model has a backbone of your own: load it with load_model(path, stages=[…])")
+    else:
+        backbone = build_backbone(named["name"], pretrained=False, image_size_px=preprocessing.crop_px)
+    classes = tuple(description["classes"])
+    rules = tuple(StageRule(bool(rule["trainable"]), float(rule["multiplier"])) for rule in description["stages"])
+    head = LinearHead(description["head"]["widths"], len(classes))
+    network = TransferNetwork(backbone, head, FreezeSpec(rules), taps=description["taps"])
+    max_pixels = int(description["decoding"]["max_pixels"])
+    return TrainedModel(network, classes, named["name"], named["weights"], named["layout"], preprocessing, max_pixels)
+
+
+def _load_weights(network: TransferNetwork, file: Path, sha256: str) -> None:
+    try:
+        if file_sha256(file) != sha256:
+            raise ArtifactError(
+                f"{file} is not the file that was saved (its digest differs); restore it or train again"
+            )
+        network.load_state_dict(load_file(file))
+    except (OSError, SafetensorError) as error:
+        raise ArtifactError(f"{file} cannot be read ({type(error).__name__}); restore it or train again") from error
+    except RuntimeError as error:
+        first = str(error).splitlines()[-1].strip()
+        raise ArtifactError(f"{file} does not fit its description: {first}") from error
+
+
+def _golden_pixels(size_px: int) -> Tensor:
+    """Return uint8 (2, 3, S, S), a fixed input made by whole-number formulas: a slope and a chequered ring."""
+    y, x = torch.meshgrid(torch.arange(size_px), torch.arange(size_px), indexing="ij")
+    slope = torch.stack([x * 255 // size_px, y * 255 // size_px, (x + y) * 255 // (2 * size_px)])
+    rings = ((x - size_px // 2) ** 2 + (y - size_px // 3) ** 2) * 16 // size_px
+    chequers = torch.stack([rings, rings * 3 + x // 8 * 40, rings * 5 + y // 8 * 40]) % 256
+    return torch.stack([slope, chequers]).to(torch.uint8)
+
+
+def _golden_logits(model: TrainedModel) -> Tensor:
+    return model.logits(_golden_pixels(model.preprocessing.crop_px))
+
+
+def _check_golden(model: TrainedModel, expected: Tensor, folder: Path, versions: dict[str, str]) -> None:
+    found = _golden_logits(model)
+    scale = max(1.0, float(expected.abs().max())) if expected.numel() else 1.0
+    if found.shape != expected.shape or not torch.allclose(found, expected, rtol=0, atol=GOLDEN_TOLERANCE * scale):
+        changed = [f"{name} {old} → {_version(name)}" for name, old in versions.items() if old != _version(name)]
+        raise ArtifactError(
+            f"{folder}: the model no longer gives the scores that it gave when it was saved"
+            + (f"; since then: {', '.join(changed)}" if changed else "")
+        )
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""

@@ -1,0 +1,120 @@
+"""The run folder: opened before any work, complete when `metrics.json` is there."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from toolkit.data.manifest import Manifest
+from toolkit.errors import ArtifactError
+from toolkit.evaluation.csv_text import csv_text
+from toolkit.storage import publish_json, publish_text, read_json
+
+CONFIG, PLAN, METRICS, HISTORY = "config.yaml", "plan.json", "metrics.json", "history.csv"
+PREDICTIONS, QUARANTINE = "predictions.csv", "quarantine.csv"
+PER_CLASS, CONFUSION, MISTAKES = "per_class.csv", "confusion.csv", "mistakes.csv"
+MODEL, CHECKPOINTS = "model", "checkpoints"
+FILES = (CONFIG, PLAN, METRICS, HISTORY, PREDICTIONS, QUARANTINE, PER_CLASS, CONFUSION, MISTAKES)
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The paths of a run and how they are written; every file is published whole."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, path: str | os.PathLike[str], config: dict[str, Any], *, overwrite: bool) -> RunFolder:
+        """Make the folder and write `config.yaml` into it.
+
+        A run that is there already is refused unless `overwrite` is set, which removes that run's own files; a
+        folder that holds anything else is always refused. Raises ArtifactError.
+        """
+        folder = cls(Path(path).expanduser().absolute())
+        try:
+            present = {entry.name for entry in folder.path.iterdir()} if folder.path.exists() else set()
+            if CONFIG in present:
+                if not overwrite:
+                    raise ArtifactError(
+                        f"{folder.path} already holds a run; choose another --out, go on with it by --resume "
+                        f"{folder.path}, or replace it by --overwrite"
+                    )
+                folder._remove_run()
+            elif present:
+                raise ArtifactError(f"{folder.path} is not empty and holds no run; choose another --out")
+            folder.path.mkdir(parents=True, exist_ok=True)
+            publish_text(folder.path / CONFIG, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+        except OSError as error:
+            reason = error.strerror or type(error).__name__
+            raise ArtifactError(f"{folder.path}: cannot be written ({reason}); choose another --out") from error
+        return folder
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> RunFolder:
+        """Return an existing run's folder; ArtifactError if there is none."""
+        folder = cls(Path(path).expanduser().absolute())
+        if not (folder.path / CONFIG).is_file():
+            raise ArtifactError(f"{folder.path} holds no run (there is no {CONFIG} in it)")
+        return folder
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has come to its end."""
+        return (self.path / METRICS).is_file()
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where checkpoints live."""
+        return self.path / CHECKPOINTS
+
+    def config(self) -> dict[str, Any]:
+        """Return the content of `config.yaml`."""
+        try:
+            values = yaml.safe_load((self.path / CONFIG).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise ArtifactError(f"{self.path / CONFIG} cannot be read ({type(error).__name__})") from error
+        if not isinstance(values, dict):
+            raise ArtifactError(f"{self.path / CONFIG} is not a table of keys")
+        return values
+
+    def read(self, name: str) -> Any:
+        """Return the content of a JSON file; ArtifactError if it is missing or damaged."""
+        try:
+            return read_json(self.path / name)
+        except (OSError, ValueError) as error:
+            raise ArtifactError(f"{self.path / name} cannot be read ({type(error).__name__})") from error
+
+    def write(self, name: str, value: Any) -> None:
+        """Publish a JSON file."""
+        publish_json(self.path / name, value)
+
+    def write_quarantine(self, manifest: Manifest) -> None:
+        """Publish `quarantine.csv`: path and reason of every image file that could not be used."""
+        rows = ((item.path, item.reason) for item in manifest.quarantined)
+        publish_text(self.path / QUARANTINE, csv_text(("path", "reason"), rows))
+
+    def write_with(self, writer: Callable[..., None], name: str, *arguments: Any) -> None:
+        """Call `writer(path, *arguments)` for a file of this folder."""
+        writer(self.path / name, *arguments)
+
+    def drop_checkpoints(self) -> None:
+        """Remove the checkpoints of a finished run."""
+        shutil.rmtree(self.checkpoints, ignore_errors=True)
+
+    def _remove_run(self) -> None:
+        """Remove the files that a run writes, and nothing else."""
+        for name in _metrics_first(FILES):
+            (self.path / name).unlink(missing_ok=True)
+        for name in (MODEL, CHECKPOINTS):
+            shutil.rmtree(self.path / name, ignore_errors=True)
+
+
+def _metrics_first(names: Iterable[str]) -> list[str]:
+    """Order the removal so that a kill in its midst never leaves a run that looks finished."""
+    return sorted(names, key=lambda name: name != METRICS)

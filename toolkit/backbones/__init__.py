@@ -1,0 +1,1 @@
+"""Pretrained networks by name, cut into ordered stages, with their preprocessing and their weights."""

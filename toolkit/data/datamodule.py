@@ -1,0 +1,110 @@
+"""ImageFolderData: a data set's folder as a LightningDataModule."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+
+from toolkit.data.decode import DEFAULT_MAX_PIXELS
+from toolkit.data.loading import Batch, Failure, ResumableLoader, SeededSampler, ViewDataset
+from toolkit.data.manifest import TEST, TRAIN, VAL, Manifest
+from toolkit.data.preprocessing import Preprocessing
+from toolkit.data.scan import scan
+from toolkit.data.split import assign_splits
+from toolkit.data.views import AUGMENTATIONS, augmentation
+from toolkit.errors import ArtifactError
+
+
+class ImageFolderData(LightningDataModule):
+    """Batches of (pixels uint8 (B, 3, S, S), labels int64 (B,)) from a folder, a CSV or a Manifest.
+
+    The order and the views of epoch e are pure functions of (seed, e): a run resumed in mid-epoch goes on with the
+    batch that comes next, whatever `workers` is. Files that fail while training are left out of their batch and
+    collected in `failures`. `last_batch` holds the rows that the step in progress works on.
+
+    source: what `toolkit.data.scan` takes, or a Manifest. preprocessing: the backbone's own. augment: a name of
+    `AUGMENTATIONS`. views: distinct views per image; epoch e shows view e mod views (0 is the clean one).
+    """
+
+    def __init__(
+        self,
+        source: str | Path | Manifest,
+        preprocessing: Preprocessing,
+        *,
+        batch_size: int = 32,
+        augment: str = "standard",
+        views: int = 100,
+        val: float = 0.2,
+        seed: int = 0,
+        workers: int = 0,
+        max_pixels: int = DEFAULT_MAX_PIXELS,
+    ) -> None:
+        super().__init__()
+        manifest = source if isinstance(source, Manifest) else scan(source, max_pixels=max_pixels)
+        self.manifest = assign_splits(manifest, val=val, seed=seed)
+        self.preprocessing = preprocessing
+        self.batch_size = batch_size
+        self.augment = augmentation(augment)
+        self.views = views
+        self.seed = seed
+        self.workers = workers
+        self.max_pixels = max_pixels
+        self.failures: dict[int, str] = {}
+        self.last_batch: Batch | None = None
+        self._train_loader: ResumableLoader | None = None
+        self._position: dict[str, int] | None = None
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in the order of their labels."""
+        return self.manifest.classes
+
+    def train_dataloader(self) -> ResumableLoader:
+        """Return the loader of the training split: shuffled, augmented, resumable."""
+        self._train_loader = self._loader(TRAIN, views=self.views, shuffle=True)
+        if self._position is not None:
+            self._train_loader.load_state_dict(self._position)
+        return self._train_loader
+
+    def val_dataloader(self) -> ResumableLoader:
+        """Return the loader of the validation split: clean views in path order."""
+        return self._loader(VAL, views=1, shuffle=False)
+
+    def test_dataloader(self) -> ResumableLoader:
+        """Return the loader of the test split: clean views in path order."""
+        return self._loader(TEST, views=1, shuffle=False)
+
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> tuple[Tensor, Tensor]:
+        """Record which files failed and hand (pixels, labels) to the module."""
+        self._record(batch.failures)
+        self.last_batch = batch
+        return batch.pixels, batch.labels
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position in the epoch, the files that failed and what the data looked like."""
+        position = self._train_loader.state_dict() if self._train_loader else {"epoch": -1, "batches": 0}
+        return {"position": position, "failures": self.failures, "fingerprint": self.manifest.fingerprint()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from `state_dict`'s position; ArtifactError where the data are not those of the checkpoint."""
+        if state_dict["fingerprint"] != self.manifest.fingerprint():
+            raise ArtifactError(
+                f"{self.manifest.root}: the images are not those of the checkpoint (files were added, removed or moved "
+                "since); put them back, or start a new run"
+            )
+        self._position = state_dict["position"]
+        self.failures = dict(state_dict["failures"])
+
+    def _record(self, failures: tuple[Failure, ...]) -> None:
+        self.failures.update(failures)
+
+    def _loader(self, split: int, *, views: int, shuffle: bool) -> ResumableLoader:
+        recipe = self.augment if split == TRAIN else AUGMENTATIONS["none"]
+        dataset = ViewDataset(self.manifest, self.preprocessing, recipe, seed=self.seed, max_pixels=self.max_pixels)
+        ranks = {} if self.trainer is None else {"replicas": self.trainer.world_size, "rank": self.trainer.global_rank}
+        sampler = SeededSampler(self.manifest.rows(split), views=views, seed=self.seed, shuffle=shuffle, **ranks)
+        pin = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        return ResumableLoader(dataset, sampler, batch_size=self.batch_size, workers=self.workers, pin=pin)

@@ -1,0 +1,212 @@
+"""The one place where a file becomes pixels: upright 8-bit RGB on white, or a reason why not."""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+from pathlib import Path
+from typing import IO, Any
+
+# Importing a plugin registers its format. Only these are loaded, so nothing else can be tried on a file.
+from PIL import (  # noqa: F401
+    AvifImagePlugin,
+    BmpImagePlugin,
+    ExifTags,
+    GifImagePlugin,
+    Image,
+    Jpeg2KImagePlugin,
+    JpegImagePlugin,
+    MpoImagePlugin,
+    PngImagePlugin,
+    PpmImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
+
+from toolkit.data.colour import to_rgb
+from toolkit.storage import digest
+
+DEFAULT_MAX_PIXELS = 50_000_000
+
+# TGA is left out although it is common: it has no signature, so noise and text can pass for it.
+RASTER_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "AVIF", "JPEG2000")
+
+# fmt: off
+IMAGE_SUFFIXES = frozenset((
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".webp",
+    ".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".jp2", ".j2k",
+    # Claimed to be images but never decoded: met, they are quarantined rather than silently passed over.
+    ".heic", ".heif", ".jxl", ".psd", ".svg", ".ico", ".tga",
+    ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".dng",
+))
+# fmt: on
+
+DECODING_POLICY: dict[str, Any] = {
+    "version": 1,
+    "formats": list(RASTER_FORMATS),
+    "format_from": "content",
+    "frame": "first",
+    "orientation": "exif",
+    "transparency": "composited on white",
+    "grey_16_bit": "value / 257, rounded",
+    "grey_32_bit_and_float": "least of 0..1 (floats only), 0..255, 0..65535 that holds all values, else min..max",
+    "icc_profile": "ignored",
+}
+
+_FILE_BYTES_PER_PIXEL = 16  # an uncompressed file of four 32-bit channels
+_FILE_BYTES_ALWAYS = 64 << 20
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class UnreadableImage(Exception):
+    """An image that cannot be used; its text is the reason in one line, without the path."""
+
+
+def decode(content: bytes, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.Image:
+    """Return the first frame of an image file's bytes as a loaded RGB image, following DECODING_POLICY.
+
+    Raises UnreadableImage for whatever is not a whole image of at most `max_pixels` pixels. Thread safe.
+    """
+    try:
+        image = _open(io.BytesIO(content), max_pixels)
+        image.load()
+        turn = _TURNS.get(_orientation(image))
+        rgb = to_rgb(image, png_depth=content[24] if image.format == "PNG" else 8)
+        return rgb if turn is None else rgb.transpose(turn)
+    except UnreadableImage:
+        raise
+    except Exception as error:  # Pillow raises nearly every kind of exception on damaged files
+        raise UnreadableImage(_one_line(error)) from error
+
+
+def read_image(path: str | os.PathLike[str], max_pixels: int = DEFAULT_MAX_PIXELS) -> tuple[bytes, Image.Image]:
+    """Return the 16-byte digest of a file's content and its RGB image; raises UnreadableImage."""
+    try:
+        _check_file(path, max_pixels)
+        content = Path(path).read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise UnreadableImage(_one_line(error)) from error
+    return digest(content), decode(content, max_pixels)
+
+
+def probe_image(path: str | os.PathLike[str], max_pixels: int = DEFAULT_MAX_PIXELS) -> None:
+    """Read a file's header only; raises UnreadableImage if its format or size already rule it out."""
+    try:
+        _check_file(path, max_pixels)
+        with open(path, "rb") as file:
+            _open(file, max_pixels)
+    except UnreadableImage:
+        raise
+    except Exception as error:
+        raise UnreadableImage(_one_line(error)) from error
+
+
+def looks_like_image(path: str | os.PathLike[str]) -> bool:
+    """Return whether a file claims to be an image, by its suffix or else by its first bytes."""
+    if os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES:
+        return True
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a FIFO would hang
+            return False
+        with open(path, "rb") as file:
+            start = file.read(16)
+    except (OSError, ValueError):
+        return False
+    signatures = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP  ")
+    is_bmp = start[:2] == b"BM" and start[6:10] == b"\0\0\0\0"  # "BM" alone begins many a text
+    is_webp = start[:4] == b"RIFF" and start[8:12] == b"WEBP"
+    return start.startswith(signatures) or is_bmp or is_webp or _foreign_format(start) is not None or _is_avif(start)
+
+
+def _check_file(path: str | os.PathLike[str], max_pixels: int) -> None:
+    """Raise UnreadableImage unless `path` is a regular file of a sane size; OSError goes through."""
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise UnreadableImage("not a regular file")
+    if status.st_size == 0:
+        raise UnreadableImage("the file is empty")
+    if status.st_size > max_pixels * _FILE_BYTES_PER_PIXEL + _FILE_BYTES_ALWAYS:
+        raise UnreadableImage(f"{status.st_size} bytes is more than an image of max_pixels={max_pixels} needs")
+
+
+def _open(file: IO[bytes], max_pixels: int) -> Image.Image:
+    """Read the header of an image of a known format and check its size.
+
+    Image.open is not used: its own limit on pixels is a global that warns and raises before ours is asked.
+    """
+    start = file.read(16)
+    if not start:
+        raise UnreadableImage("the file is empty")
+    foreign = _foreign_format(start)
+    if foreign is not None:
+        raise UnreadableImage(f"{foreign} files are not read; convert it to JPEG or PNG")
+    failure: Exception | None = None
+    for name in RASTER_FORMATS:
+        factory, accept = Image.OPEN[name]
+        if accept is None or accept(start) is not True:
+            continue
+        file.seek(0)
+        try:
+            image: Image.Image = factory(file, "")
+        except Exception as error:  # another format may still claim the file
+            failure = error
+            continue
+        _check_header(image, max_pixels)
+        return image
+    if failure is not None:
+        raise UnreadableImage(_one_line(failure)) from failure
+    raise UnreadableImage(f"not an image of a known format (it begins with {ascii(start)[1:]})")
+
+
+def _check_header(image: Image.Image, max_pixels: int) -> None:
+    width, height = image.size
+    if width < 1 or height < 1:
+        raise UnreadableImage(f"the image has no pixels ({width} × {height})")
+    if width * height > max_pixels:
+        raise UnreadableImage(f"{width} × {height} pixels is more than max_pixels={max_pixels}")
+    tags = getattr(image, "tag_v2", {})
+    # Camera raw files are TIFFs whose first image is a thumbnail; 254 says "reduced", 50706 is DNGVersion.
+    if image.format == "TIFF" and (50706 in tags or tags.get(254) == 1):
+        raise UnreadableImage("a camera raw file or a mere thumbnail; export it as JPEG, PNG or plain TIFF")
+
+
+def _foreign_format(start: bytes) -> str | None:
+    """Return the name of an image format that is recognised but not read."""
+    if start[4:8] == b"ftyp" and start[8:12] in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx"):
+        return "HEIC"
+    if start[:2] == b"\xff\x0a" or start[:12] == b"\0\0\0\x0cJXL \r\n\x87\n":
+        return "JPEG XL"
+    if start[8:10] == b"CR" and start[:2] == b"II":
+        return "Canon raw (CR2)"
+    return "Photoshop" if start[:4] == b"8BPS" else None
+
+
+def _is_avif(start: bytes) -> bool:
+    return start[4:8] == b"ftyp" and start[8:12] in (b"avif", b"avis", b"mif1", b"msf1")
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation, 1..8; an unreadable EXIF block counts as upright."""
+    try:
+        value = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # damaged metadata must not cost a good image
+        return 1
+    return value if isinstance(value, int) else 1
+
+
+def _one_line(error: Exception) -> str:
+    """Return an exception as a reason: one line, no path."""
+    if isinstance(error, MemoryError):
+        return "not enough memory to decode it"
+    text = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+    return " ".join(text.split())

@@ -1,0 +1,167 @@
+"""Rows of a Manifest → batches of seeded views, in an order that a resumed run finds again."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from toolkit.data.decode import UnreadableImage, read_image
+from toolkit.data.manifest import Manifest
+from toolkit.data.preprocessing import Preprocessing
+from toolkit.data.views import Augmentation, view
+
+Failure = tuple[int, str]
+
+
+class Batch(NamedTuple):
+    """B views of images and the files that failed.
+
+    pixels: uint8 (B, 3, S, S). labels: int64 (B,), −1 where unlabelled. rows: int64 (B,), rows of the Manifest.
+    failures: (row, reason) of files that were asked for and could not be read; they are not in the tensors.
+    """
+
+    pixels: Tensor
+    labels: Tensor
+    rows: Tensor
+    failures: tuple[Failure, ...]
+
+
+class ViewDataset(Dataset[tuple[int, NDArray[np.uint8] | str]]):
+    """Maps (row, view number) to that view's pixels, or to the reason why there are none; holds no random state."""
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        preprocessing: Preprocessing,
+        augmentation: Augmentation,
+        *,
+        seed: int,
+        max_pixels: int,
+    ) -> None:
+        self.manifest = manifest
+        self.preprocessing = preprocessing
+        self.augmentation = augmentation
+        self.seed = seed
+        self.max_pixels = max_pixels
+
+    def __len__(self) -> int:
+        return len(self.manifest)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[int, NDArray[np.uint8] | str]:
+        row, number = key
+        try:
+            content_digest, image = read_image(self.manifest.file(row), self.max_pixels)
+        except UnreadableImage as reason:
+            return row, str(reason)
+        pixels = view(
+            image, self.preprocessing, self.augmentation, digest=content_digest, number=number, seed=self.seed
+        )
+        return row, pixels
+
+    def collate(self, samples: Sequence[tuple[int, NDArray[np.uint8] | str]]) -> Batch:
+        """Stack what could be read and list what could not."""
+        size = self.preprocessing.crop_px
+        read = [(row, pixels) for row, pixels in samples if not isinstance(pixels, str)]
+        failures = tuple((row, pixels) for row, pixels in samples if isinstance(pixels, str))
+        stacked = np.stack([pixels for _, pixels in read]) if read else np.empty((0, 3, size, size), np.uint8)
+        rows = np.array([row for row, _ in read], dtype=np.int64)
+        return Batch(
+            torch.from_numpy(stacked), torch.from_numpy(self.manifest.labels[rows]), torch.from_numpy(rows), failures
+        )
+
+
+class SeededSampler(DistributedSampler[Any]):
+    """Yields (row, view number); the order of epoch e is a pure function of (seed, e).
+
+    Epoch e shows view e mod `views` of every image, so the clean view comes first. A DistributedSampler, because
+    Lightning leaves one as it is and tells it the epoch; every rank draws the same permutation and takes its share,
+    the last few images repeated so that all ranks take equally many steps.
+    """
+
+    def __init__(
+        self, rows: NDArray[np.int64], *, views: int, seed: int, shuffle: bool = True, replicas: int = 1, rank: int = 0
+    ) -> None:
+        super().__init__(rows, num_replicas=replicas, rank=rank, shuffle=shuffle, seed=seed)  # type: ignore[arg-type]
+        self.rows = rows
+        self.views = views
+        self.skip = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        order = self.rows
+        if self.shuffle:
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+            order = self.rows[torch.randperm(len(self.rows), generator=generator).numpy()]
+        shared = np.resize(order, self.total_size)[self.rank :: self.num_replicas]
+        number = self.epoch % self.views
+        return iter([(int(row), number) for row in shared[self.skip :]])
+
+
+class ResumableLoader(DataLoader[Any]):
+    """A DataLoader over a SeededSampler that knows how far its epoch has got, and can go on from there.
+
+    Its own random generator seeds the workers, so that the global random state does not depend on them.
+    """
+
+    def __init__(
+        self, dataset: ViewDataset, sampler: SeededSampler, *, batch_size: int, workers: int, pin: bool
+    ) -> None:
+        super().__init__(
+            dataset,
+            sampler=sampler,
+            batch_size=batch_size,
+            num_workers=workers,
+            collate_fn=dataset.collate,
+            pin_memory=pin,
+            generator=torch.Generator().manual_seed(0),
+            persistent_workers=False,
+        )
+        self._done = (-1, 0)
+        self._resume = (-1, 0)
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        assert isinstance(self.sampler, SeededSampler) and self.batch_size is not None
+        epoch = self.sampler.epoch
+        done = self._resume[1] if self._resume[0] == epoch else 0
+        self.sampler.skip = done * self.batch_size
+        for batch in super().__iter__():
+            done += 1
+            self._done = (epoch, done)
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the epoch and how many of its batches have been handed out."""
+        return {"epoch": self._done[0], "batches": self._done[1]}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Skip the batches that were handed out when `state` was taken."""
+        self._resume = self._done = (state["epoch"], state["batches"])
+
+
+def clean_batches(
+    manifest: Manifest,
+    rows: NDArray[np.int64],
+    preprocessing: Preprocessing,
+    *,
+    batch_size: int,
+    workers: int,
+    max_pixels: int,
+    pin: bool = False,
+) -> Iterator[Batch]:
+    """Yield view 0 of the given rows in their order."""
+    from toolkit.data.views import AUGMENTATIONS
+
+    dataset = ViewDataset(manifest, preprocessing, AUGMENTATIONS["none"], seed=0, max_pixels=max_pixels)
+    sampler = SeededSampler(rows, views=1, seed=0, shuffle=False)
+    return iter(ResumableLoader(dataset, sampler, batch_size=batch_size, workers=workers, pin=pin))
+
+
+def default_workers(n_images: int) -> int:
+    """Return how many decoding processes to use: none for a handful of images, else one a core up to 8."""
+    return 0 if n_images < 64 else min(8, os.cpu_count() or 1)

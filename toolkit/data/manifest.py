@@ -1,0 +1,100 @@
+"""The Manifest: every file of a data set, what it is used for, and what became of the rest."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+UNASSIGNED, TRAIN, VAL, TEST = -1, 0, 1, 2
+SPLIT_NAMES = ("train", "val", "test")
+UNLABELLED = -1
+
+
+@dataclass(frozen=True)
+class Quarantined:
+    """An image file that cannot be used, and why."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class Manifest:
+    """The images of a data set in columns, one row an image, in the order of their paths.
+
+    root: the folder that `paths` are relative to.
+    classes: class names in the order of their labels; one map for all splits.
+    paths: N file paths, POSIX style, relative to `root` (a CSV may name absolute ones).
+    labels: int64 (N,), index into `classes`; UNLABELLED (−1) where there is none.
+    splits: int8 (N,), TRAIN, VAL, TEST, or UNASSIGNED where the folder does not say.
+    quarantined: image files that could not be used. n_skipped: hidden files and files that are no images.
+    remarks: sentences for the person (a class with a single image, say).
+    """
+
+    root: Path
+    classes: tuple[str, ...]
+    paths: tuple[str, ...]
+    labels: NDArray[np.int64]
+    splits: NDArray[np.int8]
+    quarantined: tuple[Quarantined, ...] = ()
+    n_skipped: int = 0
+    remarks: tuple[str, ...] = field(default=())
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @property
+    def n_scanned(self) -> int:
+        """Number of files met: used + quarantined + skipped."""
+        return len(self) + len(self.quarantined) + self.n_skipped
+
+    def file(self, index: int) -> Path:
+        """Return the path of image `index` on disk."""
+        return self.root / self.paths[index]
+
+    def rows(self, split: int) -> NDArray[np.int64]:
+        """Return the int64 row numbers of a split, in path order."""
+        return np.flatnonzero(self.splits == split)
+
+    def class_counts(self, split: int) -> NDArray[np.int64]:
+        """Return int64 (C,): images of each class in a split."""
+        labels = self.labels[self.splits == split]
+        return np.bincount(labels[labels >= 0], minlength=len(self.classes))
+
+    def without(self, failures: Iterable[tuple[int, str]]) -> Manifest:
+        """Return a Manifest with the given rows quarantined: (row, reason) pairs."""
+        reasons = dict(failures)
+        if not reasons:
+            return self
+        kept = np.array([row not in reasons for row in range(len(self))], dtype=bool)
+        moved = tuple(Quarantined(self.paths[row], reasons[row]) for row in sorted(reasons))
+        return replace(
+            self,
+            paths=tuple(path for path, keep in zip(self.paths, kept, strict=True) if keep),
+            labels=self.labels[kept],
+            splits=self.splits[kept],
+            quarantined=tuple(sorted(self.quarantined + moved, key=lambda item: item.path)),
+        )
+
+    def fingerprint(self) -> str:
+        """Return a digest of paths, labels, splits and classes: equal for equal training input."""
+        columns = hashlib.blake2b(digest_size=16)
+        columns.update("\0".join(self.classes).encode() + b"\1" + "\0".join(self.paths).encode())
+        columns.update(self.labels.tobytes() + self.splits.tobytes())
+        return columns.hexdigest()
+
+    def __str__(self) -> str:
+        sizes = ", ".join(
+            f"{name} {int((self.splits == split).sum())}"
+            for split, name in enumerate(SPLIT_NAMES)
+            if (self.splits == split).any()
+        )
+        return (
+            f"{len(self)} images of {len(self.classes)} classes ({sizes or 'not split yet'}); "
+            f"{len(self.quarantined)} quarantined, {self.n_skipped} other files skipped"
+        )

@@ -1,0 +1,68 @@
+"""Split images into train and val: stratified, seeded, and hardly disturbed by files that come or go."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from toolkit.data.manifest import TEST, TRAIN, UNASSIGNED, VAL, Manifest
+from toolkit.errors import DataError, SettingError
+
+
+def assign_splits(manifest: Manifest, *, val: float = 0.2, seed: int = 0) -> Manifest:
+    """Return the Manifest with every UNASSIGNED row put into TRAIN or VAL; other rows stay as they are.
+
+    Of the n UNASSIGNED images of a class, round(val · n) but at least 1 and at most n − 1 go to VAL: those
+    whose keyed hash of (seed, path) is smallest. No random generator is involved, so a file that is added
+    or removed moves at most one other. A class with a single image goes to TRAIN, with a remark.
+
+    Raises SettingError for `val` outside (0, 1), DataError where a class that is to be predicted has no
+    training image, or fewer than 2 classes have any.
+    """
+    if isinstance(val, bool) or not 0 < val < 1:
+        raise SettingError(f"val is a fraction between 0 and 1 (both excluded), got {val!r}")
+    splits = manifest.splits.copy()
+    remarks = list(manifest.remarks)
+    splits[manifest.splits == UNASSIGNED] = TRAIN
+    for label, name in enumerate(manifest.classes):
+        rows = np.flatnonzero((manifest.splits == UNASSIGNED) & (manifest.labels == label))
+        if len(rows) >= 2:
+            splits[_lowest_ranked(manifest, rows, val, seed)] = VAL
+        elif len(rows) == 1 and not ((manifest.labels == label) & (manifest.splits == VAL)).any():
+            remarks.append(f"class {name!r} has a single image: it is used for training and never validated")
+        elif not (manifest.labels == label).any():
+            remarks.append(f"class {name!r} has no usable image left: it can be predicted but was never seen")
+    assigned = replace(manifest, splits=splits, remarks=tuple(dict.fromkeys(remarks)))
+    _check_classes(assigned)
+    return assigned
+
+
+def _lowest_ranked(manifest: Manifest, rows: NDArray[np.int64], val: float, seed: int) -> NDArray[np.int64]:
+    """Return the rows of one class that go to VAL."""
+    key = hashlib.blake2b(str(seed).encode(), digest_size=32).digest()
+
+    def rank(row: int) -> bytes:
+        return hashlib.blake2b(manifest.paths[row].encode("utf-8", "surrogatepass"), digest_size=16, key=key).digest()
+
+    count = min(max(1, round(val * len(rows))), len(rows) - 1)
+    return np.array(sorted(rows.tolist(), key=rank)[:count], dtype=np.int64)
+
+
+def _check_classes(manifest: Manifest) -> None:
+    """Raise DataError unless at least 2 classes, and all that are validated or tested, have training images."""
+    train = manifest.class_counts(TRAIN)
+    untrained = np.flatnonzero((train == 0) & (manifest.class_counts(VAL) + manifest.class_counts(TEST) > 0))
+    if len(untrained):
+        names = ", ".join(repr(manifest.classes[label]) for label in untrained[:5])
+        raise DataError(
+            f"{manifest.root}: no usable training image of class {names}, which has images in val or test; "
+            "add some to train or remove the class"
+        )
+    if (train > 0).sum() < 2:
+        trained = ", ".join(repr(manifest.classes[label]) for label in np.flatnonzero(train)) or "none"
+        raise DataError(
+            f"{manifest.root}: at least 2 classes with usable training images are needed, there is: {trained}"
+        )

@@ -1,0 +1,41 @@
+"""What goes wrong in a way that a person can mend: one line that says what, where, and what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class ToolkitError(Exception):
+    """Something a person can mend; its text is one complete line, shown without a traceback."""
+
+
+class SettingError(ToolkitError):
+    """An option has a value that is unknown, out of range, or of no use to the chosen strategy."""
+
+
+class DataError(ToolkitError):
+    """The data set as a whole cannot be used (single files are quarantined instead)."""
+
+
+class WeightsError(ToolkitError):
+    """Weights are missing, unreachable, or are not the ones that were expected."""
+
+
+class ArtifactError(ToolkitError):
+    """A run folder or model folder is missing, incomplete, damaged, or in the way."""
+
+
+class Interrupted(BaseException):
+    """A signal asked the program to end; raised once the work is in a state that can be resumed."""
+
+    def __init__(self, signal_number: int, message: str = "") -> None:
+        super().__init__(message)
+        self.signal_number = signal_number
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> SettingError:
+    """Return the error for a name that is not in a registry, with the nearest names that are."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5) or names[:8]
+    return SettingError(f"unknown {kind} {name!r}; did you mean one of: {', '.join(near)}?")

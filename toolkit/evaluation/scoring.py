@@ -1,0 +1,48 @@
+"""A trained model on the rows of a Manifest: the predictions that are scored are those that will be shipped."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from toolkit.data.loading import Failure, clean_batches
+from toolkit.data.manifest import Manifest
+from toolkit.evaluation.predictions import Predictions
+from toolkit.features.extract import CHUNK
+from toolkit.progress import counting
+from toolkit.training.trained import TrainedModel
+
+
+def predict_rows(
+    model: TrainedModel, manifest: Manifest, rows: NDArray[np.int64], *, device: torch.device, workers: int
+) -> tuple[Predictions, tuple[Failure, ...]]:
+    """Return the predictions for rows of a Manifest, and the files that could not be read any more."""
+    batches = clean_batches(
+        manifest, rows, model.preprocessing, batch_size=CHUNK, workers=workers, max_pixels=model.max_pixels
+    )
+    kept: list[NDArray[np.int64]] = []
+    logits = [torch.empty(0, len(model.classes))]
+    failures: list[Failure] = []
+    with counting("scoring", len(rows)) as counter:
+        for batch in batches:
+            failures.extend(batch.failures)
+            if len(batch.rows):
+                logits.append(model.logits(batch.pixels, device))
+                kept.append(batch.rows.numpy())
+            counter.advance(len(batch.rows) + len(batch.failures))
+    found = np.concatenate(kept) if kept else np.empty(0, np.int64)
+    return predictions_of(model.classes, manifest, found, torch.cat(logits)), tuple(failures)
+
+
+def predictions_of(
+    classes: tuple[str, ...], manifest: Manifest, rows: NDArray[np.int64], logits: torch.Tensor
+) -> Predictions:
+    """Return scores float (N, C) of the given rows as Predictions."""
+    return Predictions(
+        tuple(manifest.paths[row] for row in rows),
+        manifest.splits[rows],
+        manifest.labels[rows],
+        logits.double().softmax(dim=1).float(),
+        classes,
+    )

@@ -1,0 +1,1 @@
+"""Images + frozen stages → pooled activations."""

@@ -1,0 +1,1 @@
+"""Instant classifiers on pooled features."""

@@ -1,0 +1,123 @@
+"""Options: the common keys of a run, checked once; a keyword, a flag and a YAML key are the same thing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from toolkit.errors import SettingError, unknown_name
+from toolkit.plan import STRATEGIES
+
+CLASS_WEIGHTS = ("none", "balanced")
+
+# Keys that only some strategies use; given with another strategy they are refused, not ignored.
+TRAINED = ("partial", "full", "scratch")
+USED_BY: dict[str, tuple[str, ...]] = {
+    "cut": ("partial",),
+    "weights": ("head", "partial", "full"),
+    **dict.fromkeys(
+        (
+            "epochs",
+            "lr",
+            "weight_decay",
+            "optimizer",
+            "augment",
+            "views",
+            "batch_size",
+            "accumulate",
+            "clip",
+            "label_smoothing",
+            "patience",
+        ),
+        TRAINED,
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The keys that `finetune` and `plan` share; `finetune`'s docstring says what each one does.
+
+    None stands for "as the strategy and the backbone have it". Raises SettingError, one line, for a value that is
+    unknown or out of range.
+    """
+
+    backbone: Any = "efficientnet_lite0"
+    weights: str | None = None
+    strategy: str = "auto"
+    cut: int | None = None
+    taps: Sequence[int] | None = None
+    image_size: int | None = None
+    epochs: int | None = None
+    lr: float | None = None
+    weight_decay: float | None = None
+    optimizer: str | None = None
+    augment: str | None = None
+    views: int | None = None
+    batch_size: int | None = None
+    accumulate: int | None = None
+    clip: float | None = None
+    label_smoothing: float | None = None
+    patience: int | None = None
+    class_weights: str = "none"
+    val: float = 0.2
+    max_pixels: int = 50_000_000
+    seed: int = 0
+    device: str = "auto"
+    precision: str = "auto"
+    workers: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.strategy not in ("auto", *STRATEGIES):
+            raise unknown_name("strategy", self.strategy, ("auto", *STRATEGIES))
+        if self.class_weights not in CLASS_WEIGHTS:
+            raise unknown_name("class_weights", self.class_weights, CLASS_WEIGHTS)
+        for key, (kind, test, wanted) in _RANGES.items():
+            value = getattr(self, key)
+            if value is None:
+                continue
+            number = isinstance(value, kind) and not isinstance(value, bool)
+            if not number or not math.isfinite(value) or not test(value):
+                raise SettingError(f"{key}: {wanted} expected, got {value!r}")
+        if self.strategy != "auto":
+            self.refuse_unused(self.strategy)
+
+    def given(self, key: str) -> bool:
+        """Return whether the user set a key that is None by default."""
+        return getattr(self, key) is not None
+
+    def refuse_unused(self, strategy: str, chosen_by: str = "") -> None:
+        """Raise SettingError if a key is set that the strategy does not use."""
+        for key, strategies in USED_BY.items():
+            if self.given(key) and strategy not in strategies:
+                raise SettingError(
+                    f"{key} is not used by the strategy {strategy!r}{chosen_by}; remove it, or set strategy to "
+                    + " or ".join(repr(name) for name in strategies)
+                )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for a YAML file."""
+        values = asdict(self) if isinstance(self.backbone, str) else {**vars(self), "backbone": "custom"}
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+
+
+_Test = Callable[[Any], bool]
+_RANGES: dict[str, tuple[type | tuple[type, ...], _Test, str]] = {
+    "cut": (int, lambda x: x >= 0, "a stage number of at least 0"),
+    "image_size": (int, lambda x: 16 <= x <= 4096, "16 to 4096 pixels"),
+    "epochs": (int, lambda x: 1 <= x <= 100_000, "1 to 100000"),
+    "lr": ((int, float), lambda x: 0 < x <= 100, "a number above 0, at most 100,"),
+    "weight_decay": ((int, float), lambda x: 0 <= x <= 10, "a number from 0 to 10"),
+    "views": (int, lambda x: 1 <= x <= 100_000, "1 to 100000"),
+    "batch_size": (int, lambda x: 1 <= x <= 65_536, "1 to 65536"),
+    "accumulate": (int, lambda x: 1 <= x <= 65_536, "1 to 65536"),
+    "clip": ((int, float), lambda x: x > 0, "a gradient norm above 0"),
+    "label_smoothing": ((int, float), lambda x: 0 <= x < 1, "a number from 0 to below 1"),
+    "patience": (int, lambda x: x >= 1, "at least 1 epoch"),
+    "val": ((int, float), lambda x: 0 < x < 1, "a fraction between 0 and 1"),
+    "max_pixels": (int, lambda x: x >= 1, "at least 1 pixel"),
+    "seed": (int, lambda x: 0 <= x < 2**32, "0 to 2**32 − 1"),
+    "workers": (int, lambda x: 0 <= x <= 1024, "0 to 1024 processes"),
+}

@@ -1,0 +1,33 @@
+"""What a data set is, in numbers that decide a plan."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from toolkit.data.manifest import TEST, TRAIN, VAL, Manifest
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Counts of a split Manifest: images by split, classes, and training images of the least and the median class."""
+
+    n_train: int
+    n_val: int
+    n_test: int
+    n_classes: int
+    min_per_class: int
+    median_per_class: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return asdict(self)
+
+
+def facts_of(manifest: Manifest) -> Facts:
+    """Count a Manifest whose splits are assigned."""
+    counts = manifest.class_counts(TRAIN)
+    n_train, n_val, n_test = (int((manifest.splits == split).sum()) for split in (TRAIN, VAL, TEST))
+    return Facts(n_train, n_val, n_test, len(manifest.classes), int(counts.min()), float(np.median(counts)))

@@ -1,0 +1,131 @@
+"""How much of a pretrained network to retrain: short pure functions of counts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from toolkit.errors import SettingError
+from toolkit.options import Options
+from toolkit.plan import FreezeSpec, TransferPlan
+from toolkit.planning.facts import Facts
+
+# notes: Training (Transfer Learning) speaks of small and medium sets without numbers. These are ours: up to about
+# 2,000 images, fine-tuning the last stages of EfficientNet-Lite0 gave no more than a linear head on its last three
+# stages did in a hundredth of the time; 20,000 is where BiT's rule (Kolesnikov et al. 2020, section 3.3) stops
+# calling a data set small.
+MEDIUM_FROM_IMAGES = 2_000
+LARGE_FROM_IMAGES = 20_000
+MEDIUM_FROM_IMAGES_PER_CLASS = 20  # our choice: with fewer, a tail of a million weights learns the images by heart
+
+PARTIAL_STAGES = 2  # the top stage and the middle one below it: the notes' two rates
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Defaults of a trained strategy. lr is the head's; epochs and views by the size of the set (`epochs_for`)."""
+
+    lr: float
+    weight_decay: float
+    augment: str
+    label_smoothing: float = 0.0
+    batch_size: int = 32
+
+
+# AdamW; the tail learns at 1/10 and 1/100 of lr. Pretrained weights are decayed as little as AdamW's default does.
+RECIPES = {
+    "partial": Recipe(lr=1e-3, weight_decay=0.01, augment="standard"),
+    "full": Recipe(lr=1e-3, weight_decay=0.01, augment="standard"),
+    "scratch": Recipe(lr=1e-3, weight_decay=0.05, augment="standard", label_smoothing=0.1),
+}
+STEPS_WANTED = {"partial": 500, "full": 500, "scratch": 2_000}
+EPOCHS_RANGE = (5, 30)
+
+
+def choose_strategy(facts: Facts) -> tuple[str, str]:
+    """Return a strategy and the reason for it, from the number of training images and of images a class."""
+    n, typical = facts.n_train, facts.median_per_class
+    if n < MEDIUM_FROM_IMAGES:
+        return (
+            "head",
+            f"{n} training images are few (below {MEDIUM_FROM_IMAGES}): the pretrained features stay as they are",
+        )
+    if typical < MEDIUM_FROM_IMAGES_PER_CLASS:
+        return "head", (
+            f"{typical:g} training images in the median class are few (below {MEDIUM_FROM_IMAGES_PER_CLASS}): "
+            "the pretrained features stay"
+        )
+    if n < LARGE_FROM_IMAGES:
+        return "partial", f"{n} training images are a medium set (below {LARGE_FROM_IMAGES}): the last stages adapt"
+    return "full", f"{n} training images are many ({LARGE_FROM_IMAGES} or more): every stage adapts"
+
+
+def epochs_for(strategy: str, n_train: int, batch_size: int) -> int:
+    """Return the epochs that give about the wanted number of steps, within 5 to 30."""
+    steps_an_epoch = max(1, -(-n_train // batch_size))
+    low, high = EPOCHS_RANGE
+    return min(high, max(low, -(-STEPS_WANTED[strategy] // steps_an_epoch)))
+
+
+def freezing(strategy: str, n_stages: int, cut: int | None) -> FreezeSpec:
+    """Return what trains; SettingError for a cut that `partial` cannot have."""
+    if strategy == "head":
+        return FreezeSpec.at_cut(n_stages, n_stages)
+    if strategy == "scratch":
+        return FreezeSpec.from_scratch(n_stages)
+    if strategy == "full":
+        return FreezeSpec.at_cut(n_stages, 0)
+    if cut is not None and not 1 <= cut < n_stages:
+        raise SettingError(
+            f"cut: 1 to {n_stages - 1} expected for the {n_stages} stages of this backbone, got {cut} "
+            "(for 0 use the strategy 'full', to freeze everything use 'head')"
+        )
+    return FreezeSpec.at_cut(n_stages, max(0, n_stages - PARTIAL_STAGES) if cut is None else cut)
+
+
+def make_plan(
+    facts: Facts, options: Options, *, backbone: str, n_stages: int, taps: tuple[int, ...], image_size_px: int
+) -> TransferPlan:
+    """Return the plan for a data set; what the user set wins, and is named in `overridden`."""
+    if options.strategy == "auto":
+        strategy, reason = choose_strategy(facts)
+        options.refuse_unused(strategy, f", which auto chose ({reason.split(':')[0]})")
+    else:
+        strategy, reason = options.strategy, f"{facts.n_train} training images; the strategy was set by you"
+    spec = freezing(strategy, n_stages, options.cut)
+    recipe = RECIPES.get(strategy)
+    reasons = [reason]
+    epochs = None
+    if recipe is not None:
+        batch_size = options.batch_size or recipe.batch_size
+        epochs = options.epochs or epochs_for(strategy, facts.n_train, batch_size)
+        steps = epochs * -(-facts.n_train // batch_size)
+        reasons.append(f"{epochs} epochs of {facts.n_train} images in batches of {batch_size} are {steps} batches")
+    if strategy in ("partial", "full"):
+        reasons.append(
+            "it starts from a head trained on the frozen features, never from noise (LP-FT, Kumar et al. 2022)"
+        )
+    return TransferPlan(
+        strategy=strategy,
+        backbone=backbone,
+        cut=spec.cut,
+        taps=taps,
+        head="linear",
+        lr=None if recipe is None else options.lr or recipe.lr,
+        multipliers=(*(rule.multiplier for rule in spec.rules), spec.head_multiplier),
+        weight_decay=None if recipe is None else _set(options.weight_decay, recipe.weight_decay),
+        epochs=epochs,
+        views=1 if recipe is None else options.views or epochs or 1,
+        augmentation="none" if recipe is None else options.augment or recipe.augment,
+        image_size=image_size_px,
+        facts=facts.to_dict(),
+        reasons=tuple(reasons),
+        overridden=tuple(key for key in _OVERRIDABLE if options.given(key))
+        + (() if options.strategy == "auto" else ("strategy",)),
+    )
+
+
+_OVERRIDABLE = ("cut", "taps", "image_size", "epochs", "lr", "weight_decay", "augment", "views")
+
+
+def _set(value: float | None, default: float) -> float:
+    return default if value is None else value

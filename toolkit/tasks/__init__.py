@@ -1,0 +1,1 @@
+"""One file a verb; signatures import no torch, so that help is instant."""

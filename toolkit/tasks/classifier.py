@@ -1,0 +1,133 @@
+"""ImageClassifier: the notes' `train(images, labels) -> model` and `predict(model, images) -> labels` as one object."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from toolkit.data.manifest import UNASSIGNED, Manifest
+from toolkit.errors import DataError, SettingError
+from toolkit.options import Options
+
+
+class ImageClassifier:
+    """A classifier of images in scikit-learn's manner: the constructor stores, `fit` learns, `predict` answers.
+
+    Images are paths, PIL images, or uint8 arrays (H, W, 3) or (H, W). Keywords are those of `finetune`, `out`
+    included: without one, the run folder is temporary.
+
+    >>> model = ImageClassifier().fit(images, labels)  # doctest: +SKIP
+    >>> model.predict(images)  # doctest: +SKIP
+
+    After `fit`: `classes_` (names in order), `model_` (a TrainedModel), `metrics_` (what `metrics.json` holds).
+    """
+
+    def __init__(self, *, out: str | None = None, **options: Any) -> None:
+        self.out = out
+        self.options = options
+
+    def fit(self, images: Sequence[Any], labels: Sequence[Any]) -> Self:
+        """Train on N images and their N labels; a part (`val`) of them is held out for the scores."""
+        from toolkit.artifacts.model_folder import load_model
+        from toolkit.tasks.run import start_run
+
+        try:
+            options = Options(**self.options)
+        except TypeError as error:
+            raise SettingError(f"ImageClassifier: {str(error).replace('Options.__init__() got an ', '')}") from None
+        if len(images) != len(labels):
+            raise DataError(f"as many labels as images expected, got {len(images)} images and {len(labels)} labels")
+        with tempfile.TemporaryDirectory() as folder:
+            manifest = _manifest(images, [str(label) for label in labels], Path(folder))
+            run = start_run(manifest, self.out or str(Path(folder) / "run"), options)
+            self.model_ = load_model(run.path, stages=_stages(options))
+        self.classes_ = np.array(self.model_.classes)
+        self.metrics_ = run.metrics
+        self._device = options.device
+        return self
+
+    def predict(self, images: Sequence[Any]) -> NDArray[np.str_]:
+        """Return the labels of N images, str (N,)."""
+        labels: NDArray[np.str_] = self.classes_[self.predict_proba(images).argmax(axis=1)]
+        return labels
+
+    def predict_proba(self, images: Sequence[Any]) -> NDArray[np.float32]:
+        """Return float32 (N, C), columns as in `classes_`; DataError for an image that cannot be read."""
+        from toolkit.data.views import clean_view
+        from toolkit.features.extract import CHUNK
+        from toolkit.hardware import resolve_device
+
+        device = resolve_device(self._device)
+        parts = [np.empty((0, len(self.classes_)), np.float32)]
+        for start in range(0, len(images), CHUNK):
+            views = [
+                clean_view(_decoded(image, self.model_.max_pixels), self.model_.preprocessing)
+                for image in images[start : start + CHUNK]
+            ]
+            logits = self.model_.logits(torch.from_numpy(np.stack(views)), device)
+            parts.append(logits.double().softmax(dim=1).float().numpy())
+        return np.concatenate(parts)
+
+
+def _stages(options: Options) -> Any:
+    """Return the modules of a backbone of the user's own."""
+    if isinstance(options.backbone, str):
+        return None
+    from toolkit.backbones.catalog import as_backbone
+
+    return as_backbone(options.backbone).stages
+
+
+def _manifest(images: Sequence[Any], labels: Sequence[str], folder: Path) -> Manifest:
+    """Return a Manifest of the images; those that are no files are written as PNG, which loses nothing."""
+    paths = []
+    for number, image in enumerate(images):
+        if isinstance(image, (str, os.PathLike)):
+            paths.append(str(Path(image).expanduser().absolute()))
+        else:
+            place = folder / f"{number:08d}.png"
+            _as_image(image, number).save(place)
+            paths.append(str(place))
+    order = sorted(range(len(paths)), key=lambda i: paths[i])
+    classes = tuple(sorted(set(labels)))
+    label_of = {name: index for index, name in enumerate(classes)}
+    return Manifest(
+        root=folder,
+        classes=classes,
+        paths=tuple(paths[i] for i in order),
+        labels=np.array([label_of[labels[i]] for i in order], dtype=np.int64),
+        splits=np.full(len(paths), UNASSIGNED, dtype=np.int8),
+    )
+
+
+def _as_image(image: Any, number: int) -> Image.Image:
+    if isinstance(image, Image.Image):
+        return image
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.shape[2:] in ((), (3,)) and image.ndim > 1:
+        return Image.fromarray(image)
+    what = f"{image.dtype} array {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+    raise DataError(f"image {number}: a path, a PIL image or a uint8 array (H, W, 3) expected, got {what}")
+
+
+def _decoded(image: Any, max_pixels: int) -> Image.Image:
+    """Return RGB pixels by the one decoding that training used too."""
+    import io
+
+    from toolkit.data.decode import UnreadableImage, decode, read_image
+
+    try:
+        if isinstance(image, (str, os.PathLike)):
+            return read_image(image, max_pixels)[1]
+        written = io.BytesIO()
+        _as_image(image, 0).save(written, format="PNG")
+        return decode(written.getvalue(), max_pixels)
+    except UnreadableImage as reason:
+        raise DataError(f"{image if isinstance(image, (str, os.PathLike)) else 'image'}: {reason}") from reason

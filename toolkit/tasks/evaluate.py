@@ -1,0 +1,124 @@
+"""`toolkit evaluate`: scores of a saved model on labelled data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from toolkit.errors import DataError, unknown_name
+
+if TYPE_CHECKING:
+    from toolkit.data.manifest import Manifest
+    from toolkit.scores import Scores
+
+SPLITS = ("auto", "train", "val", "test", "all")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How a saved model did: which images were scored, the scores, and how many files could not be used."""
+
+    split: str
+    scores: Scores
+    quarantined: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return {"split": self.split, **self.scores.to_dict(), "quarantined": self.quarantined}
+
+    def __str__(self) -> str:
+        return f"{self.split}: {self.scores}; {self.quarantined} files quarantined"
+
+
+def evaluate(
+    model: str,
+    data: str,
+    *,
+    split: str = "auto",
+    out: str | None = None,
+    device: str = "auto",
+    workers: int | None = None,
+) -> Evaluation:
+    """Return the scores of a saved model on labelled images.
+
+    `auto` takes the test images if there are labelled ones, else val, else all. On the very folder that a run was
+    trained on, the run's own split is used again, so that no training image is scored. Raises ToolkitError.
+
+    Args:
+        model: a run folder or the model folder in it
+        data: labelled photos: DIR/CLASS/…, DIR/train/CLASS/… with val, or a CSV; classes that the model knows
+        split: auto, train, val, test, all
+        out: a folder for predictions.csv, per_class.csv, confusion.csv and mistakes.csv
+        device: auto, cpu, cuda, cuda:1, mps
+        workers: processes that decode; by the number of images and cores by default
+    """
+    if split not in SPLITS:
+        raise unknown_name("split", split, SPLITS)
+    from toolkit.artifacts.model_folder import load_model
+    from toolkit.data.loading import default_workers
+    from toolkit.data.scan import scan
+    from toolkit.evaluation.scoring import predict_rows
+    from toolkit.hardware import resolve_device
+    from toolkit.scores import score
+
+    where = resolve_device(device)
+    trained = load_model(model)
+    manifest = _split_as_trained(scan(data, max_pixels=trained.max_pixels, classes=trained.classes), model, data)
+    name, rows = _pick(manifest, split)
+    count = default_workers(len(rows)) if workers is None else workers
+    predictions, lost = predict_rows(trained, manifest, rows, device=where, workers=count)
+    if not len(predictions):
+        raise DataError(f"{data}: none of the {len(rows)} images can be read; the first: {lost[0][1]}")
+    if out is not None:
+        _write_tables(Path(out), predictions)
+    import torch
+
+    scores = score(predictions.probabilities, torch.from_numpy(predictions.labels))
+    return Evaluation(name, scores, len(manifest.quarantined) + len(lost))
+
+
+def _split_as_trained(manifest: Manifest, model: str, data: str) -> Manifest:
+    """Return the Manifest with the run's own split, if the model is a run's and the data are what it trained on."""
+    from toolkit.artifacts.run_folder import RunFolder
+    from toolkit.data.split import assign_splits
+    from toolkit.errors import ToolkitError
+    from toolkit.progress import say
+
+    path = Path(model).expanduser().absolute()
+    for folder in (path, path.parent):
+        try:
+            config = RunFolder.open(folder).config()
+        except ToolkitError:
+            continue
+        same = config.get("data") == str(Path(data).expanduser().absolute())
+        if same and (manifest.splits < 0).any():
+            say("these are the images that the run was trained on: its own split is used again")
+            return assign_splits(manifest, val=config["val"], seed=config["seed"])
+    return manifest
+
+
+def _pick(manifest: Manifest, split: str) -> tuple[str, Any]:
+    """Return the name and the labelled rows of what is to be scored."""
+    import numpy as np
+
+    from toolkit.data.manifest import SPLIT_NAMES
+
+    labelled = manifest.labels >= 0
+    rows_of = {name: np.flatnonzero(labelled & (manifest.splits == i)) for i, name in enumerate(SPLIT_NAMES)}
+    rows_of["all"] = np.flatnonzero(labelled)
+    if split == "auto":
+        split = next(name for name in ("test", "val", "all") if len(rows_of[name]))
+    if not len(rows_of[split]):
+        raise DataError(f"{manifest.root}: there are no labelled images in {split}")
+    return split, rows_of[split]
+
+
+def _write_tables(folder: Path, predictions: Any) -> None:
+    from toolkit.artifacts.run_folder import CONFUSION, MISTAKES, PER_CLASS, PREDICTIONS
+    from toolkit.evaluation.tables import write_confusion_csv, write_mistakes_csv, write_per_class_csv
+
+    predictions.to_csv(folder / PREDICTIONS)
+    write_confusion_csv(folder / CONFUSION, predictions)
+    write_per_class_csv(folder / PER_CLASS, predictions)
+    write_mistakes_csv(folder / MISTAKES, predictions)

@@ -1,0 +1,97 @@
+"""`toolkit finetune`: a folder of labelled photos becomes a classifier in a run folder."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from toolkit.errors import SettingError
+from toolkit.options import Options
+
+if TYPE_CHECKING:
+    from toolkit.tasks.run import Run
+
+
+def finetune(
+    data: str | None = None,
+    *,
+    out: str = "runs/finetune",
+    strategy: str = "auto",
+    backbone: str = "efficientnet_lite0",
+    image_size: int | None = None,
+    epochs: int | None = None,
+    seed: int = 0,
+    resume: str | None = None,
+    overwrite: bool = False,
+    weights: str | None = None,
+    val: float = 0.2,
+    cut: int | None = None,
+    taps: list[int] | None = None,
+    lr: float | None = None,
+    weight_decay: float | None = None,
+    optimizer: str | None = None,
+    augment: str | None = None,
+    views: int | None = None,
+    batch_size: int | None = None,
+    accumulate: int | None = None,
+    clip: float | None = None,
+    label_smoothing: float | None = None,
+    patience: int | None = None,
+    class_weights: str = "none",
+    max_pixels: int = 50_000_000,
+    device: str = "auto",
+    precision: str = "auto",
+    workers: int | None = None,
+) -> Run:
+    """Fine-tune a pretrained backbone on a folder of labelled photos; the result is a run folder.
+
+    Raises ToolkitError, one line, for whatever a person can mend; Interrupted after SIGINT or SIGTERM, once a
+    checkpoint is on the disk.
+
+    Args:
+        data: the photos: DIR/CLASS/…, DIR/train/CLASS/… with val, or a CSV of path,label[,split]
+        out: the run folder to make
+        strategy: what trains: head, partial (last stages), full, scratch (random weights); auto decides by the data
+        backbone: name of the pretrained network; `toolkit backbones` lists them
+        image_size: side of the square input in pixels; the weights' own by default
+        epochs: passes over the training images; by the number of images by default
+        seed: of the split, the views and the order; one seed, one result
+        resume: go on with the interrupted run in this folder (no other option is taken)
+        overwrite: replace the run that is in the out folder
+        weights: a checkpoint file (safetensors or state dict) instead of the backbone's own weights
+        val: share of each class that validates, where the folders do not say
+        cut: first stage that trains (strategy partial); the last two by default
+        taps: stages whose pooled outputs the head sees, such as 5,6,7; the last three by default
+        lr: learning rate of the head; the top stage has 1/10, the others 1/100 of it
+        weight_decay: of weights; biases and norms are never decayed
+        optimizer: adamw (default) or sgd (momentum 0.9, Nesterov)
+        augment: standard (crop, flip, colour; default), crop, or none
+        views: distinct augmented views of an image; a new one each epoch by default
+        batch_size: images a step; 32 by default
+        accumulate: batches whose gradients are added before a step; 1 by default
+        clip: largest norm of the gradient; 1 by default
+        label_smoothing: share of the target spread over all classes
+        patience: stop after so many epochs without a lower validation loss, and keep the best weights
+        class_weights: none, or balanced (rare classes weigh more)
+        max_pixels: larger images are quarantined unread
+        device: auto, cpu, cuda, cuda:1, mps
+        precision: auto (bf16-mixed on CUDA, else 32-true), 32-true, bf16-mixed, 16-mixed
+        workers: processes that decode; by the number of images and cores by default
+    """
+    keys = {key: value for key, value in locals().items() if key not in ("data", "out", "resume", "overwrite")}
+    options = Options(**keys)
+    if resume is not None:
+        _refuse_others(data, out, options, overwrite)
+        from toolkit.tasks.run import resume_run
+
+        return resume_run(resume)
+    if data is None:
+        raise SettingError("which photos? Give a folder: toolkit finetune DIR --out RUN (or --resume RUN)")
+    from toolkit.tasks.run import start_run
+
+    return start_run(data, out, options, overwrite=overwrite)
+
+
+def _refuse_others(data: Any, out: str, options: Options, overwrite: bool) -> None:
+    """Raise SettingError if anything was given beside `resume`: a run goes on as it began."""
+    if data is not None or out != "runs/finetune" or overwrite or options != Options():
+        raise SettingError("resume goes on as the run's config.yaml says: give no data and no other option with it")

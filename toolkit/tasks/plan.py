@@ -1,0 +1,78 @@
+"""`toolkit plan`: what a run would do with a folder, and why; trains nothing."""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING
+
+from toolkit.options import Options
+
+if TYPE_CHECKING:
+    from toolkit.plan import TransferPlan
+
+
+def plan_transfer(
+    data: str,
+    *,
+    strategy: str = "auto",
+    backbone: str = "efficientnet_lite0",
+    image_size: int | None = None,
+    epochs: int | None = None,
+    cut: int | None = None,
+    taps: list[int] | None = None,
+    lr: float | None = None,
+    weight_decay: float | None = None,
+    augment: str | None = None,
+    views: int | None = None,
+    batch_size: int | None = None,
+    val: float = 0.2,
+    max_pixels: int = 50_000_000,
+    seed: int = 0,
+) -> TransferPlan:
+    """Return the plan that `finetune` would follow for a folder, from its files' headers; trains nothing.
+
+    Files that only prove broken when they are decoded still count here. Raises ToolkitError.
+
+    Args:
+        data: the photos: DIR/CLASS/…, DIR/train/CLASS/… with val, or a CSV of path,label[,split]
+        strategy: what trains: head, partial (last stages), full, scratch (random weights); auto decides by the data
+        backbone: name of the pretrained network; `toolkit backbones` lists them
+        image_size: side of the square input in pixels; the weights' own by default
+        epochs: passes over the training images; by the number of images by default
+        cut: first stage that trains (strategy partial); the last two by default
+        taps: stages whose pooled outputs the head sees, such as 5,6,7; the last three by default
+        lr: learning rate of the head; the top stage has 1/10, the others 1/100 of it
+        weight_decay: of weights; biases and norms are never decayed
+        augment: standard (crop, flip, colour; default), crop, or none
+        views: distinct augmented views of an image; a new one each epoch by default
+        batch_size: images a step; 32 by default
+        val: share of each class that validates, where the folders do not say
+        max_pixels: larger images are quarantined unread
+        seed: of the split
+    """
+    options = Options(**{key: value for key, value in locals().items() if key != "data"})
+    from toolkit.backbones.catalog import build_backbone
+    from toolkit.backbones.taps import check_taps, default_taps
+    from toolkit.data.scan import scan
+    from toolkit.data.split import assign_splits
+    from toolkit.progress import say
+    from toolkit.tasks.prepare import plan_for
+
+    network = build_backbone(backbone, pretrained=False, image_size_px=image_size)  # its shape is all that counts here
+    manifest = assign_splits(scan(data, max_pixels=max_pixels), val=val, seed=seed)
+    say(str(manifest))
+    chosen = default_taps(network) if taps is None else check_taps(taps, len(network))
+    return plan_for(manifest, options, network, chosen)
+
+
+def command_of(plan: TransferPlan, data: str) -> str:
+    """Return the command that carries a plan out."""
+    words = ["toolkit", "finetune", data, "--out", "RUN", "--strategy", plan.strategy, "--backbone", plan.backbone]
+    keys = {"image_size": plan.image_size, "taps": ",".join(map(str, plan.taps))}
+    if plan.strategy == "partial":
+        keys["cut"] = plan.cut
+    if plan.epochs is not None:
+        keys |= {"epochs": plan.epochs, "lr": plan.lr, "weight_decay": plan.weight_decay, "augment": plan.augmentation}
+    for key, value in keys.items():
+        words += [f"--{key}", str(value)]
+    return shlex.join(words)

@@ -1,0 +1,72 @@
+"""`toolkit predict`: a saved model on files, folders and patterns."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from toolkit.errors import DataError
+
+
+def predict(
+    model: str, paths: list[str], *, device: str = "auto", workers: int | None = None
+) -> Iterator[dict[str, Any]]:
+    """Yield a record an image: path, label, probability and the top 5, or path and error for a broken file.
+
+    Decoding and preprocessing are exactly those of the training. Raises ToolkitError for a model that is missing
+    or damaged, and for paths at which there is nothing.
+
+    Args:
+        model: a run folder or the model folder in it
+        paths: image files, folders (searched for images) and patterns such as 'photos/*.jpg'
+        device: auto, cpu, cuda, cuda:1, mps
+        workers: processes that decode; by the number of images and cores by default
+    """
+    files = image_files(paths)
+    from toolkit.artifacts.model_folder import load_model
+    from toolkit.artifacts.predict import predict_paths
+    from toolkit.data.loading import default_workers
+    from toolkit.hardware import resolve_device
+
+    where = resolve_device(device)
+    count = default_workers(len(files)) if workers is None else workers
+    return predict_paths(load_model(model), files, device=where, workers=count)
+
+
+def image_files(paths: Sequence[str]) -> list[str]:
+    """Return the files that paths, folders and patterns stand for, each once, in the order given.
+
+    A file that is named is returned whatever it is, and so is a name at which there is nothing if others are there:
+    its record will say so. Of a folder, the files that look like images are. Raises DataError for a pattern or
+    folder without any, and for a single missing name.
+    """
+    if isinstance(paths, (str, os.PathLike)):
+        paths = [os.fspath(paths)]
+    found: list[str] = []
+    for path in map(os.fspath, paths):
+        if os.path.isdir(path):
+            found += _images_below(path)
+        elif os.path.lexists(path) or not glob.has_magic(path):
+            found.append(path)
+        else:
+            matches = sorted(glob.glob(path, recursive=True))
+            if not matches:
+                raise DataError(f"{path}: no file fits this pattern")
+            for match in matches:
+                found += _images_below(match) if os.path.isdir(match) else [match]
+    unique = list(dict.fromkeys(found))
+    if not unique:
+        raise DataError("which images? Give files, folders or patterns: toolkit predict MODEL PATH…")
+    if not any(os.path.lexists(path) for path in unique):
+        raise DataError(f"{unique[0]} does not exist")
+    return unique
+
+
+def _images_below(folder: str) -> list[str]:
+    from toolkit.data.scan import scan_flat
+
+    manifest = scan_flat(folder)
+    names = sorted([*manifest.paths, *(item.path for item in manifest.quarantined)])
+    return [os.path.join(folder, name) for name in names]

@@ -1,0 +1,231 @@
+"""The straight line: folder → Manifest → features → plan → head → tail → scores → run folder."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from toolkit.artifacts.model_folder import save_model
+from toolkit.artifacts.run_folder import (
+    CONFUSION,
+    METRICS,
+    MISTAKES,
+    MODEL,
+    PER_CLASS,
+    PLAN,
+    PREDICTIONS,
+    RunFolder,
+)
+from toolkit.backbones.backbone import Backbone
+from toolkit.data.manifest import TEST, TRAIN, VAL, Manifest
+from toolkit.data.scan import scan
+from toolkit.errors import ArtifactError, ToolkitError
+from toolkit.evaluation.predictions import Predictions
+from toolkit.evaluation.report import evaluate, summary_text
+from toolkit.evaluation.scoring import predict_rows, predictions_of
+from toolkit.evaluation.tables import write_confusion_csv, write_mistakes_csv, write_per_class_csv
+from toolkit.hardware import resolve_device, resolve_precision
+from toolkit.options import Options
+from toolkit.plan import TransferPlan
+from toolkit.progress import say
+from toolkit.scores import Scores
+from toolkit.tasks.prepare import Prepared, prepare, prepare_again
+from toolkit.training.trained import TrainedModel
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A finished run: where it is, what was decided, what came out."""
+
+    path: Path
+    plan: TransferPlan
+    metrics: dict[str, Any]
+
+    @property
+    def model_path(self) -> Path:
+        """The model folder."""
+        return self.path / MODEL
+
+    def __str__(self) -> str:
+        metrics, plan = self.metrics, self.plan
+        head = f"{plan.strategy} on {plan.backbone}: {metrics['train']['n']} training images"
+        lines = [f"{head}, {metrics['seconds']['total']:.1f} s"]
+        for split in ("val", "test"):
+            if metrics[split] is not None:
+                lines.append(f"{split}: {_scores_from(metrics[split])}")
+        if metrics["val"] is None:
+            lines.append("val: nothing to validate on")
+        lines.append(
+            f"files: {metrics['quarantined']} quarantined (quarantine.csv), {metrics['skipped']} others skipped"
+        )
+        return "\n".join([*lines, f"run folder: {self.path}"])
+
+
+def _scores_from(values: dict[str, Any]) -> Scores:
+    interval = values["accuracy_ci95"]
+    return Scores(**{**values, "accuracy_ci95": None if interval is None else tuple(interval)})
+
+
+@dataclass
+class Stopwatch:
+    """Seconds by part of a run."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    began: float = field(default_factory=time.perf_counter)
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Add the time of a block to a part."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+    def to_dict(self) -> dict[str, float]:
+        """Return every part of `metrics.json`, and the total so far."""
+        parts = {name: round(self.seconds.get(name, 0.0), 3) for name in ("scan", "extract", "plan", "fit", "evaluate")}
+        return {"total": round(time.perf_counter() - self.began, 3), **parts}
+
+
+def start_run(data: str | os.PathLike[str] | Manifest, out: str, options: Options, *, overwrite: bool = False) -> Run:
+    """Run the whole line into a new run folder."""
+    resolve_precision(options.precision, resolve_device(options.device))
+    clock = Stopwatch()
+    with clock.part("scan"):  # before the folder is made: a mistyped data folder leaves nothing behind
+        manifest = data if isinstance(data, Manifest) else scan(data, max_pixels=options.max_pixels)
+    source = str(manifest.root) if isinstance(data, Manifest) else str(Path(data).expanduser().absolute())
+    where = Path(out).expanduser().absolute()
+    folder = RunFolder.create(where, {"data": source, "out": str(where), **options.to_dict()}, overwrite=overwrite)
+    say(str(manifest))
+    return _go(folder, manifest, options, clock)
+
+
+def resume_run(path: str | os.PathLike[str]) -> Run:
+    """Go on with an interrupted run; a finished one is returned as it is."""
+    folder = RunFolder.open(path)
+    if folder.finished:
+        say(f"{folder.path} is finished; nothing to do")
+        return Run(folder.path, TransferPlan.from_dict(folder.read(PLAN)), folder.read(METRICS))
+    config = folder.config()
+    try:
+        options = Options(**{key: value for key, value in config.items() if key not in ("data", "out")})
+        data = config["data"]
+    except (TypeError, KeyError) as error:
+        raise ArtifactError(f"{folder.path}: config.yaml is not one that a run wrote ({error})") from error
+    clock = Stopwatch()
+    with clock.part("scan"):
+        manifest = scan(data, max_pixels=options.max_pixels)
+    return _go(folder, manifest, options, clock)
+
+
+def _go(folder: RunFolder, manifest: Manifest, options: Options, clock: Stopwatch) -> Run:
+    device = resolve_device(options.device)
+    resuming = (folder.checkpoints / "last.ckpt").exists()
+    if resuming:
+        prepared = prepare_again(folder, manifest, options, clock)
+    else:
+        prepared = prepare(manifest, options, device, clock)
+        folder.write(PLAN, prepared.plan.to_dict())
+        folder.write_quarantine(prepared.manifest)
+    for remark in prepared.manifest.remarks:
+        say(f"note: {remark}")
+    say(str(prepared.plan))
+
+    model, failures = _train(folder, prepared, options, device, clock)
+    manifest, predictions = _score(model, prepared, failures, options, device, clock)
+    scores = evaluate(predictions, seed=options.seed)
+
+    with clock.part("evaluate"):
+        save_model(model, folder.path / MODEL)
+        folder.write_with(predictions.to_csv, PREDICTIONS)
+        known = predictions.labelled()
+        for writer, name in (
+            (write_confusion_csv, CONFUSION),
+            (write_per_class_csv, PER_CLASS),
+            (write_mistakes_csv, MISTAKES),
+        ):
+            folder.write_with(writer, name, known)
+        folder.write_quarantine(manifest)
+    metrics = _metrics(prepared, manifest, scores, clock)
+    folder.write(METRICS, metrics)
+    folder.drop_checkpoints()
+    say(summary_text(scores))
+    return Run(folder.path, prepared.plan, metrics)
+
+
+def _train(
+    folder: RunFolder, prepared: Prepared, options: Options, device: torch.device, clock: Stopwatch
+) -> tuple[TrainedModel, dict[int, str]]:
+    """Return the trained model, and the training files that failed on the way."""
+    with clock.part("fit"):
+        if prepared.plan.strategy == "head":
+            from toolkit.training.network import TransferNetwork
+
+            spec = prepared.plan.freeze_spec()
+            assert prepared.head is not None
+            network = TransferNetwork(prepared.backbone, prepared.head, spec, taps=prepared.plan.taps)
+            failures: dict[int, str] = {}
+        else:
+            from toolkit.tasks.tail import train_tail
+
+            network, failures = train_tail(folder, prepared, options, device)
+    return trained_model(prepared.backbone, network, prepared.manifest.classes, options.max_pixels), failures
+
+
+def trained_model(backbone: Backbone, network: Any, classes: tuple[str, ...], max_pixels: int) -> TrainedModel:
+    """Return a network with what it must know about its input and output."""
+    return TrainedModel(
+        network.eval(), classes, backbone.name, backbone.weights, backbone.layout, backbone.preprocessing, max_pixels
+    )
+
+
+def _score(
+    model: TrainedModel,
+    prepared: Prepared,
+    failures: dict[int, str],
+    options: Options,
+    device: torch.device,
+    clock: Stopwatch,
+) -> tuple[Manifest, Predictions]:
+    """Return the Manifest less the files that failed since, and the predictions for val and test.
+
+    A frozen float32 backbone has already seen these images: its features are used again.
+    """
+    manifest = prepared.manifest
+    rows = np.sort(np.concatenate([manifest.rows(VAL), manifest.rows(TEST)]))
+    with clock.part("evaluate"):
+        if prepared.plan.strategy == "head" and prepared.features is not None and prepared.features_are_float32:
+            with torch.inference_mode():
+                logits = model.network.head(torch.from_numpy(prepared.features[rows]))
+            return manifest, predictions_of(model.classes, manifest, rows, logits)
+        predictions, lost = predict_rows(model, manifest, rows, device=device, workers=prepared.workers)
+    return manifest.without([*failures.items(), *lost]), predictions
+
+
+def _metrics(
+    prepared: Prepared, manifest: Manifest, scores: dict[str, Scores | None], clock: Stopwatch
+) -> dict[str, Any]:
+    plan = prepared.plan
+    if manifest.n_scanned != prepared.manifest.n_scanned:
+        raise ToolkitError("files were lost from the account: please report this")
+    return {
+        "strategy": plan.strategy,
+        "backbone": plan.backbone,
+        "classes": list(manifest.classes),
+        "train": {"n": len(manifest.rows(TRAIN))},
+        **{split: None if scored is None else scored.to_dict() for split, scored in scores.items()},
+        "scanned": manifest.n_scanned,
+        "used": len(manifest),
+        "quarantined": len(manifest.quarantined),
+        "skipped": manifest.n_skipped,
+        "seconds": clock.to_dict(),
+    }

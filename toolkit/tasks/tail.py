@@ -1,0 +1,96 @@
+"""The trained part of a run: a tail and its head from their starting weights, or everything from scratch."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from toolkit.artifacts.run_folder import HISTORY, RunFolder
+from toolkit.backbones.taps import tap_widths
+from toolkit.data.datamodule import ImageFolderData
+from toolkit.data.manifest import TRAIN, VAL
+from toolkit.hardware import resolve_precision
+from toolkit.heads.linear import LinearHead
+from toolkit.options import Options
+from toolkit.planning.policy import RECIPES
+from toolkit.progress import say
+from toolkit.tasks.prepare import Prepared
+from toolkit.training.fit import FitSettings, fit
+from toolkit.training.groups import parameter_groups, rates_table
+from toolkit.training.module import TransferModule
+from toolkit.training.network import TransferNetwork
+
+
+def train_tail(
+    folder: RunFolder, prepared: Prepared, options: Options, device: torch.device
+) -> tuple[TransferNetwork, dict[int, str]]:
+    """Return the trained network, and the files that failed while it trained (row: reason)."""
+    plan, recipe = prepared.plan, RECIPES[prepared.plan.strategy]
+    assert plan.epochs is not None and plan.lr is not None and plan.weight_decay is not None
+    backbone, manifest = prepared.backbone, prepared.manifest
+    batch_size = options.batch_size or recipe.batch_size
+    smoothing = recipe.label_smoothing if options.label_smoothing is None else options.label_smoothing
+    torch.manual_seed(options.seed)  # dropout and stochastic depth of the tail
+    module = TransferModule(
+        backbone,
+        len(manifest.classes),
+        spec=plan.freeze_spec(),
+        taps=plan.taps,
+        head=prepared.head or LinearHead(tap_widths(backbone, plan.taps), len(manifest.classes)),
+        lr=plan.lr,
+        weight_decay=plan.weight_decay,
+        optimizer=options.optimizer or "adamw",
+        label_smoothing=smoothing,
+        class_weights=_class_weights(prepared) if options.class_weights == "balanced" else None,
+        update_batchnorm=plan.strategy == "scratch",
+    )
+    say(rates_table(parameter_groups(module.network, lr=plan.lr, weight_decay=plan.weight_decay)))
+    data = ImageFolderData(
+        manifest,
+        backbone.preprocessing,
+        batch_size=batch_size,
+        augment=plan.augmentation,
+        views=plan.views,
+        seed=options.seed,
+        workers=prepared.workers,
+        max_pixels=options.max_pixels,
+    )
+    settings = FitSettings(
+        epochs=plan.epochs,
+        precision=resolve_precision(options.precision, device),
+        accumulate=options.accumulate or 1,
+        clip=1.0 if options.clip is None else options.clip,
+        patience=options.patience,
+    )
+    fit(
+        module,
+        data,
+        settings,
+        folder=folder.checkpoints,
+        history=folder.path / HISTORY,
+        device=device,
+        start=_start_row(prepared),
+    )
+    return module.network, data.failures
+
+
+def _class_weights(prepared: Prepared) -> list[float]:
+    """Return weights inverse to the classes' sizes, 1 on average over the images (scikit-learn's "balanced")."""
+    counts = prepared.manifest.class_counts(TRAIN)
+    present = max(1, int((counts > 0).sum()))
+    return [float(counts.sum() / (present * n)) if n else 0.0 for n in counts]
+
+
+def _start_row(prepared: Prepared) -> dict[str, float] | None:
+    """Return how the starting head does on the validation images, from the features that it was trained on."""
+    if prepared.head is None or prepared.features is None:
+        return None
+    rows = prepared.manifest.rows(VAL)
+    if not len(rows):
+        return None
+    labels = torch.from_numpy(prepared.manifest.labels[rows])
+    with torch.inference_mode():
+        scores = prepared.head(torch.from_numpy(np.ascontiguousarray(prepared.features[rows])))
+        accuracy = (scores.argmax(dim=1) == labels).float().mean()
+        return {"val_loss": float(F.cross_entropy(scores, labels)), "val_accuracy": float(accuracy)}

@@ -1,0 +1,1 @@
+"""TransferPlan → TrainedModel: freezing, parameter groups, the Lightning module, checkpoints, the fit."""

@@ -1,0 +1,95 @@
+"""A TransferModule and its data, trained by Lightning's Trainer with our checkpoints, history and signals."""
+
+from __future__ import annotations
+
+import logging
+import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.pytorch import Callback, Trainer
+
+from toolkit.data.datamodule import ImageFolderData
+from toolkit.data.manifest import VAL
+from toolkit.training.best import BestWeights
+from toolkit.training.checkpoints import LAST, Checkpoints, WholeCheckpointIO
+from toolkit.training.history import History, StepProgress
+from toolkit.training.module import TransferModule
+from toolkit.training.signals import stop_on_signals
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """How the Trainer runs: epochs ≥ 1, a resolved precision, gradient accumulation ≥ 1, clipping by norm or None,
+    early stopping after `patience` epochs without a lower validation loss, or never."""
+
+    epochs: int
+    precision: str
+    accumulate: int = 1
+    clip: float | None = 1.0
+    patience: int | None = None
+
+
+def fit(
+    module: TransferModule,
+    data: ImageFolderData,
+    settings: FitSettings,
+    *,
+    folder: Path,
+    history: Path,
+    device: torch.device,
+    start: dict[str, float] | None = None,
+) -> int:
+    """Train `module` in place and return the number of optimizer steps; goes on from `folder`'s checkpoint if any.
+
+    folder: where checkpoints live. history: the CSV to publish. start: val_loss and val_accuracy of the starting
+    weights, where they are known. Raises Interrupted after SIGINT or SIGTERM, once a checkpoint is on the disk.
+    """
+    checkpoint = folder / LAST
+    validates = len(data.manifest.rows(VAL)) > 0
+    with stop_on_signals() as stop, _quiet():
+        callbacks: list[Callback] = [StepProgress(), History(history, start)]
+        if settings.patience is not None and validates:
+            callbacks.append(BestWeights(folder, settings.patience, (start or {}).get("val_loss", math.inf)))
+        callbacks.append(Checkpoints(folder, stop))  # last: it saves the state of the others
+        trainer = Trainer(
+            accelerator={"cuda": "gpu"}.get(device.type, device.type),
+            devices=[device.index or 0] if device.type == "cuda" else 1,
+            precision=settings.precision,  # type: ignore[arg-type]
+            max_epochs=settings.epochs,
+            accumulate_grad_batches=settings.accumulate,
+            gradient_clip_val=settings.clip,
+            limit_val_batches=None if validates else 0,
+            num_sanity_val_steps=0,
+            callbacks=callbacks,
+            plugins=[WholeCheckpointIO(), LightningEnvironment()],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            default_root_dir=folder,
+        )
+        trainer.fit(module, data, ckpt_path=checkpoint if checkpoint.exists() else None, weights_only=True)
+    module.cpu()
+    return trainer.global_step
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Lightning's tips, banners and warnings about choices made here on purpose off the terminal."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"lightning\..*")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

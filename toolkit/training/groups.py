@@ -1,0 +1,55 @@
+"""Parameter groups: one learning-rate multiplier a stage, weight decay only where it belongs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from toolkit.training.network import TransferNetwork
+
+
+def parameter_groups(network: TransferNetwork, *, lr: float, weight_decay: float) -> list[dict[str, Any]]:
+    """Return optimizer groups for everything that trains, all of them from step 0.
+
+    A stage and the head give one group with weight decay and one without (biases and the scales of
+    normalisation layers are not decayed: He et al. 2019, "Bag of Tricks", section 3.1). Keys beside torch's own:
+    `name` ("stage 6", "head") and `multiplier`; `lr` is the head's rate × the multiplier, and a schedule that
+    multiplies every group by one factor keeps the ratios.
+    """
+    parts: list[tuple[str, nn.Module, float]] = [
+        (f"stage {index}", stage, rule.multiplier)
+        for index, (stage, rule) in enumerate(zip(network.stages, network.spec.rules, strict=True))
+        if rule.trainable
+    ]
+    parts.append(("head", network.head, network.spec.head_multiplier))
+    groups = []
+    for name, module, multiplier in parts:
+        decayed = [p for p in module.parameters() if p.requires_grad and p.ndim > 1]
+        spared = [p for p in module.parameters() if p.requires_grad and p.ndim <= 1]
+        for parameters, decay, kind in ((decayed, weight_decay, "weights"), (spared, 0.0, "biases and norms")):
+            if parameters:
+                groups.append(
+                    {
+                        "params": parameters,
+                        "lr": lr * multiplier,
+                        "weight_decay": decay,
+                        "name": name,
+                        "kind": kind,
+                        "multiplier": multiplier,
+                    }
+                )
+    return groups
+
+
+def rates_table(groups: list[dict[str, Any]]) -> str:
+    """Return the table of groups that a run prints: part, what, parameters, multiplier, rate, weight decay."""
+    rows = [("part", "tensors", "parameters", "multiplier", "lr", "weight decay")]
+    for group in groups:
+        count = sum(p.numel() for p in group["params"])
+        rates = (f"×{group['multiplier']:g}", f"{group['lr']:.3g}", f"{group['weight_decay']:g}")
+        rows.append((group["name"], group["kind"], f"{count:,}", *rates))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )

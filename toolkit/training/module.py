@@ -1,0 +1,128 @@
+"""TransferModule: a TransferNetwork as a LightningModule."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+
+from toolkit.backbones.backbone import Backbone
+from toolkit.backbones.taps import tap_widths
+from toolkit.errors import SettingError, unknown_name
+from toolkit.heads.linear import LinearHead
+from toolkit.plan import FreezeSpec
+from toolkit.training.groups import parameter_groups
+from toolkit.training.network import TransferNetwork
+from toolkit.training.schedule import warmup_cosine
+
+OPTIMIZERS = ("adamw", "sgd")
+
+
+class TransferModule(LightningModule):
+    """A pretrained backbone with a new head, trained from a cut with the notes' rates; for any `Trainer`.
+
+    Batches are (pixels, labels): uint8 (N, 3, H, W), normalised here on the device, or float that is normalised
+    already; labels int64 (N,). Logs train_loss, train_accuracy, val_loss, val_accuracy. The backbone's stages
+    are taken over, not copied.
+
+    cut: first trainable stage (by default the last two stages train); spec: a FreezeSpec instead of a cut.
+    taps: stages whose pooled outputs the head sees (the last one by default). head: a module (N, D) → (N, n_classes),
+    a LinearHead of zeros by default. lr: the head's rate; groups have it times
+    their multiplier. warmup: share of the steps spent rising. class_weights: (C,) factors of the loss.
+    """
+
+    class_weights: Tensor | None
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        n_classes: int,
+        *,
+        cut: int | None = None,
+        spec: FreezeSpec | None = None,
+        taps: Sequence[int] | None = None,
+        head: nn.Module | None = None,
+        lr: float = 1e-3,
+        weight_decay: float = 0.01,
+        optimizer: str = "adamw",
+        warmup: float = 0.1,
+        label_smoothing: float = 0.0,
+        class_weights: Sequence[float] | None = None,
+        update_batchnorm: bool = False,
+    ) -> None:
+        super().__init__()
+        if cut is not None and spec is not None:
+            raise SettingError("give either cut or spec, not both")
+        if optimizer not in OPTIMIZERS:
+            raise unknown_name("optimizer", optimizer, OPTIMIZERS)
+        if spec is None:
+            spec = FreezeSpec.at_cut(len(backbone), max(0, len(backbone) - 2) if cut is None else cut)
+        self.network = TransferNetwork(
+            backbone,
+            head or LinearHead(tap_widths(backbone, taps), n_classes),
+            spec,
+            taps=taps,
+            update_batchnorm=update_batchnorm,
+        )
+        self.lr = lr
+        self.weight_decay = weight_decay
+        self.optimizer = optimizer
+        self.warmup = warmup
+        self.label_smoothing = label_smoothing
+        weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
+        self.register_buffer("class_weights", weights, persistent=False)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Return class scores, float (N, C)."""
+        scores: Tensor = self.network(pixels)
+        return scores
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """Return a batch's loss, its sum over images, hits and size.
+
+        A batch of one image is normalised by running statistics: it has no variance of its own.
+        """
+        pixels, labels = batch
+        if len(labels) == 0:  # every file of the batch failed; all ranks must still meet in backward
+            nothing = torch.stack([p.sum() for p in self.network.parameters() if p.requires_grad]).sum() * 0
+            return {"loss": nothing, "loss_sum": nothing.detach(), "hits": nothing.detach(), "size": nothing.detach()}
+        if len(labels) == 1:
+            with self.network.fixed_statistics():
+                scores = self.network(pixels)
+        else:
+            scores = self.network(pixels)
+        loss = F.cross_entropy(scores.float(), labels, weight=self.class_weights, label_smoothing=self.label_smoothing)
+        hits = (scores.argmax(dim=1) == labels).sum()
+        size = torch.tensor(float(len(labels)))
+        self._log("train", loss, hits, size)
+        return {"loss": loss, "loss_sum": loss.detach() * size, "hits": hits, "size": size}
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Log the plain cross-entropy and the accuracy of a batch."""
+        pixels, labels = batch
+        if len(labels):
+            scores = self.network(pixels)
+            hits = (scores.argmax(dim=1) == labels).sum()
+            self._log("val", F.cross_entropy(scores.float(), labels), hits, torch.tensor(float(len(labels))))
+
+    def configure_optimizers(self) -> Any:
+        """Return the optimizer over all groups and the warm-up-and-cosine schedule by steps."""
+        groups = parameter_groups(self.network, lr=self.lr, weight_decay=self.weight_decay)
+        optimizer: torch.optim.Optimizer
+        if self.optimizer == "sgd":
+            optimizer = torch.optim.SGD(groups, lr=self.lr, momentum=0.9, nesterov=True)
+        else:
+            optimizer = torch.optim.AdamW(groups, lr=self.lr)
+        total = int(self.trainer.estimated_stepping_batches)
+        factor = partial(warmup_cosine, total_steps=total, warmup_steps=round(total * self.warmup))
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _log(self, split: str, loss: Tensor, hits: Tensor, size: Tensor) -> None:
+        values = {f"{split}_loss": loss.detach(), f"{split}_accuracy": hits / size}
+        self.log_dict(values, on_step=False, on_epoch=True, batch_size=int(size), sync_dist=True)

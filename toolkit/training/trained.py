@@ -1,0 +1,43 @@
+"""TrainedModel: what training gives and a model folder holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from toolkit.data.preprocessing import Preprocessing
+from toolkit.features.extract import in_chunks
+from toolkit.training.network import TransferNetwork
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedModel:
+    """A network that is ready to predict, with what it needs to know about its input and output.
+
+    classes: names in the order of the scores. layout, weights: the backbone's axes and the origin of its weights.
+    max_pixels: images above are refused, as in training.
+    """
+
+    network: TransferNetwork
+    classes: tuple[str, ...]
+    backbone: str
+    weights: str
+    layout: str
+    preprocessing: Preprocessing
+    max_pixels: int
+
+    def logits(self, pixels: Tensor, device: torch.device | None = None) -> Tensor:
+        """Return float32 (N, C) on the CPU for uint8 (N, 3, S, S).
+
+        Always in float32 and in passes of one fixed size, so that an image's scores do not depend on its company.
+        """
+        device = device or torch.device("cpu")
+        network = self.network.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        with torch.inference_mode():
+            return in_chunks(lambda part: network(part.to(device)).float(), pixels)
+
+    def __str__(self) -> str:
+        classes = ", ".join(self.classes[:8]) + (", …" if len(self.classes) > 8 else "")
+        return f"{self.backbone} at {self.preprocessing.crop_px} px for {len(self.classes)} classes: {classes}"
