@@ -218,7 +218,7 @@ def _described(function: Callable[..., Any]) -> dict[str, str]:
 def _one_line(text: str) -> str:
     """Return a parser's message in one line; of a value that fits no type, the key and the value."""
     flat = " ".join(text.split())
-    wrong = re.search(r'key "(\w+)".*Expected a <class .(\w+).>.*?Given value: (.*)$', flat)
+    wrong = re.search(r'key "(\w+)".*?Expected a <class .(\w+).>.*?Given value: (.*)$', flat)
     return f"{wrong[1]}: {wrong[2]} expected, got {wrong[3]!r}" if wrong else flat
 
 
