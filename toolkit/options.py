@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
+from toolkit.backbones import names
 from toolkit.errors import SettingError, unknown_name
 from toolkit.plan import STRATEGIES
 
-CLASS_WEIGHTS = ("none", "balanced")
+# Spelled out here, where their own rooms would import torch; a test holds the two together.
+NAMES: dict[str, tuple[str, ...]] = {
+    "strategy": ("auto", *STRATEGIES),
+    "optimizer": ("adamw", "sgd"),
+    "augment": ("none", "crop", "standard"),
+    "class_weights": ("none", "balanced"),
+    "precision": ("auto", "32-true", "bf16-mixed", "16-mixed"),
+}
+
+CUSTOM = "custom"  # what stands in a YAML file for a backbone of the user's own
 
 # Keys that only some strategies use; given with another strategy they are refused, not ignored.
 TRAINED = ("partial", "full", "scratch")
@@ -70,10 +82,11 @@ class Options:
     workers: int | None = None
 
     def __post_init__(self) -> None:
-        if self.strategy not in ("auto", *STRATEGIES):
-            raise unknown_name("strategy", self.strategy, ("auto", *STRATEGIES))
-        if self.class_weights not in CLASS_WEIGHTS:
-            raise unknown_name("class_weights", self.class_weights, CLASS_WEIGHTS)
+        for key, known in NAMES.items():
+            value = getattr(self, key)
+            if value not in known and (value is not None or key in ("strategy", "class_weights", "precision")):
+                raise unknown_name(key, str(value), known)
+        self._check_backbone()
         for key, (kind, test, wanted) in _RANGES.items():
             value = getattr(self, key)
             if value is None:
@@ -83,6 +96,17 @@ class Options:
                 raise SettingError(f"{key}: {wanted} expected, got {value!r}")
         if self.strategy != "auto":
             self.refuse_unused(self.strategy)
+
+    def _check_backbone(self) -> None:
+        name, taps = self.backbone, self.taps
+        if isinstance(name, str) and name not in names.plain_names() and not name.startswith(names.TIMM_PREFIX):
+            raise unknown_name("backbone", name, names.plain_names())
+        if self.weights is not None and not isinstance(self.weights, (str, os.PathLike)):
+            raise SettingError(f"weights: a file expected, got {self.weights!r}")
+        if taps is not None:
+            numbers = isinstance(taps, (list, tuple)) and all(type(tap) is int and tap >= 0 for tap in taps)
+            if not numbers or not taps or len(set(taps)) < len(taps):
+                raise SettingError(f"taps: distinct stage numbers expected, such as 5,6,7, got {taps!r}")
 
     def given(self, key: str) -> bool:
         """Return whether the user set a key that is None by default."""
@@ -98,9 +122,15 @@ class Options:
                 )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values for a YAML file."""
-        values = asdict(self) if isinstance(self.backbone, str) else {**vars(self), "backbone": "custom"}
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+        """Return plain values for a YAML file; files by their absolute paths."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        if not isinstance(self.backbone, str):
+            values["backbone"] = CUSTOM
+        if self.weights is not None:
+            values["weights"] = str(Path(self.weights).expanduser().absolute())
+        if self.taps is not None:
+            values["taps"] = list(self.taps)
+        return values
 
 
 _Test = Callable[[Any], bool]

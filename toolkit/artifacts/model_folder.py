@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,29 +43,33 @@ def save_model(model: TrainedModel, folder: str | os.PathLike[str]) -> None:
     content = save(tensors)
     publish_bytes(folder / WEIGHTS, content)
     rules = model.network.spec.rules
-    publish_json(
-        folder / DESCRIPTION,
-        {
-            "format": FORMAT,
-            "classes": list(model.classes),
-            "backbone": {"name": model.backbone, "weights": model.weights, "layout": model.layout},
-            "stages": [{"trainable": rule.trainable, "multiplier": rule.multiplier} for rule in rules],
-            "taps": list(model.network.taps),
-            "head": {"kind": "linear", "widths": list(head.widths)},
-            "preprocessing": model.preprocessing.to_dict(),
-            "decoding": {**DECODING_POLICY, "max_pixels": model.max_pixels},
-            "versions": {name: _version(name) for name in PACKAGES},
-            "sha256": hashlib.sha256(content).hexdigest(),
-            "golden_logits": _golden_logits(model).tolist(),
-        },
-    )
+    description: dict[str, Any] = {
+        "format": FORMAT,
+        "classes": list(model.classes),
+        "backbone": {"name": model.backbone, "weights": model.weights, "layout": model.layout},
+        "stages": [{"trainable": rule.trainable, "multiplier": rule.multiplier} for rule in rules],
+        "taps": list(model.network.taps),
+        "head": {"kind": "linear", "widths": list(head.widths)},
+        "preprocessing": model.preprocessing.to_dict(),
+        "decoding": {**DECODING_POLICY, "max_pixels": model.max_pixels},
+        "versions": {name: _version(name) for name in PACKAGES},
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "golden_logits": _golden_logits(model).tolist(),
+    }
+    publish_json(folder / DESCRIPTION, {**description, "description_sha256": description_sha256(description)})
+
+
+def description_sha256(description: dict[str, Any]) -> str:
+    """Return the digest of everything in a description but that digest: scores alone do not tell swapped classes."""
+    rest = {key: value for key, value in description.items() if key != "description_sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def load_model(path: str | os.PathLike[str], *, stages: Sequence[nn.Module] | None = None) -> TrainedModel:
     """Return the model of a run folder or model folder, verified.
 
-    stages: the modules of a user's own backbone, which has no name to be built from. Checks the file's digest,
-    the names and shapes of all tensors, and that the model gives its golden logits again. Raises ArtifactError.
+    stages: the modules of a user's own backbone, which has no name to be built from. Checks the digests of both
+    files, the names and shapes of all tensors, and that the model gives its golden logits again. Raises ArtifactError.
     """
     folder = _model_folder(Path(path).expanduser())
     try:
@@ -73,6 +78,10 @@ def load_model(path: str | os.PathLike[str], *, stages: Sequence[nn.Module] | No
         raise ArtifactError(f"{folder / DESCRIPTION} cannot be read ({type(error).__name__}); train again") from error
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise ArtifactError(f"{folder / DESCRIPTION} is not of format {FORMAT}, the one this version reads")
+    if description.get("description_sha256") != description_sha256(description):
+        raise ArtifactError(
+            f"{folder / DESCRIPTION} is not what was saved (its digest differs); restore or train again"
+        )
     try:
         model = _rebuild(description, stages)
         _load_weights(model.network, folder / WEIGHTS, description["sha256"])
@@ -102,7 +111,7 @@ def _rebuild(description: dict[str, Any], stages: Sequence[nn.Module] | None) ->
     named = description["backbone"]
     if stages is not None:
         backbone = Backbone(named["name"], tuple(stages), preprocessing, named["layout"])
-    elif named["name"] == "custom":
+    elif named["weights"] == "custom":
         raise ArtifactError("this model has a backbone of your own: load it with load_model(path, stages=[…])")
     else:
         backbone = build_backbone(named["name"], pretrained=False, image_size_px=preprocessing.crop_px)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Callable, Iterable
@@ -11,10 +12,11 @@ from typing import Any
 
 import yaml
 
+from toolkit.artifacts.model_folder import DESCRIPTION, WEIGHTS
 from toolkit.data.manifest import Manifest
 from toolkit.errors import ArtifactError
 from toolkit.evaluation.csv_text import csv_text
-from toolkit.storage import publish_json, publish_text, read_json
+from toolkit.storage import TEMPORARY_PREFIX, publish_json, publish_text, read_json
 
 CONFIG, PLAN, METRICS, HISTORY = "config.yaml", "plan.json", "metrics.json", "history.csv"
 PREDICTIONS, QUARANTINE = "predictions.csv", "quarantine.csv"
@@ -37,23 +39,32 @@ class RunFolder:
         folder that holds anything else is always refused. Raises ArtifactError.
         """
         folder = cls(Path(path).expanduser().absolute())
+        folder.check_free(overwrite=overwrite)
         try:
-            present = {entry.name for entry in folder.path.iterdir()} if folder.path.exists() else set()
-            if CONFIG in present:
-                if not overwrite:
-                    raise ArtifactError(
-                        f"{folder.path} already holds a run; choose another --out, go on with it by --resume "
-                        f"{folder.path}, or replace it by --overwrite"
-                    )
-                folder._remove_run()
-            elif present:
-                raise ArtifactError(f"{folder.path} is not empty and holds no run; choose another --out")
+            folder._remove_run()
             folder.path.mkdir(parents=True, exist_ok=True)
             publish_text(folder.path / CONFIG, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
         except OSError as error:
-            reason = error.strerror or type(error).__name__
-            raise ArtifactError(f"{folder.path}: cannot be written ({reason}); choose another --out") from error
+            raise folder._not_writable(error) from error
         return folder
+
+    def check_free(self, *, overwrite: bool) -> None:
+        """Raise ArtifactError if the folder cannot take a new run; writes nothing."""
+        try:
+            present = {entry.name for entry in self.path.iterdir()} if os.path.lexists(self.path) else set()
+        except OSError as error:
+            raise self._not_writable(error) from error
+        if CONFIG in present and not overwrite:
+            raise ArtifactError(
+                f"{self.path} already holds a run; choose another --out, go on with it by --resume {self.path}, or "
+                "replace it by --overwrite"
+            )
+        if CONFIG not in present and any(not name.startswith(TEMPORARY_PREFIX) for name in present):
+            raise ArtifactError(f"{self.path} is not empty and holds no run; choose another --out")
+
+    def _not_writable(self, error: OSError) -> ArtifactError:
+        reason = error.strerror or type(error).__name__
+        return ArtifactError(f"{self.path}: cannot be written ({reason}); choose another --out")
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> RunFolder:
@@ -109,10 +120,11 @@ class RunFolder:
 
     def _remove_run(self) -> None:
         """Remove the files that a run writes, and nothing else."""
-        for name in _metrics_first(FILES):
+        for name in (*_metrics_first(FILES), *(f"{MODEL}/{name}" for name in (DESCRIPTION, WEIGHTS))):
             (self.path / name).unlink(missing_ok=True)
-        for name in (MODEL, CHECKPOINTS):
-            shutil.rmtree(self.path / name, ignore_errors=True)
+        self.drop_checkpoints()
+        with contextlib.suppress(OSError):  # somebody's own file is in it
+            (self.path / MODEL).rmdir()
 
 
 def _metrics_first(names: Iterable[str]) -> list[str]:

@@ -67,6 +67,7 @@ class ImageFolderData(LightningDataModule):
         self._train_loader = self._loader(TRAIN, views=self.views, shuffle=True)
         if self._position is not None:
             self._train_loader.load_state_dict(self._position)
+            self._position = None
         return self._train_loader
 
     def val_dataloader(self) -> ResumableLoader:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -121,6 +122,7 @@ class ResumableLoader(DataLoader[Any]):
             pin_memory=pin,
             generator=torch.Generator().manual_seed(0),
             persistent_workers=False,
+            worker_init_fn=_leave_signals,
         )
         self._done = (-1, 0)
         self._resume = (-1, 0)
@@ -129,6 +131,7 @@ class ResumableLoader(DataLoader[Any]):
         assert isinstance(self.sampler, SeededSampler) and self.batch_size is not None
         epoch = self.sampler.epoch
         done = self._resume[1] if self._resume[0] == epoch else 0
+        self._resume = (-1, 0)
         self.sampler.skip = done * self.batch_size
         for batch in super().__iter__():
             done += 1
@@ -142,6 +145,12 @@ class ResumableLoader(DataLoader[Any]):
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Skip the batches that were handed out when `state` was taken."""
         self._resume = self._done = (state["epoch"], state["batches"])
+
+
+def _leave_signals(worker: int) -> None:
+    """Let a worker outlive Ctrl-C, which reaches it too: the main process ends it, after a last checkpoint."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def clean_batches(

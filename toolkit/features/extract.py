@@ -62,7 +62,7 @@ def in_chunks(function: Callable[[Tensor], Tensor], pixels: Tensor, size: int = 
     Kernels are chosen by shape: with one shape, an image's result does not depend on how many came with it.
     """
     results = []
-    for start in range(0, len(pixels), size):
+    for start in range(0, max(1, len(pixels)), size):
         part = pixels[start : start + size]
         padding = part.new_zeros((size - len(part), *part.shape[1:]))
         results.append(function(torch.cat([part, padding]))[: len(part)].cpu())

@@ -92,6 +92,11 @@ def make_plan(
     else:
         strategy, reason = options.strategy, f"{facts.n_train} training images; the strategy was set by you"
     spec = freezing(strategy, n_stages, options.cut)
+    if spec.cut < n_stages != taps[-1] + 1:
+        raise SettingError(
+            f"taps: stages up to {n_stages - 1} train with the strategy {strategy!r}, and the head must see the last "
+            f"one; add {n_stages - 1} to the taps, got {list(taps)}"
+        )
     recipe = RECIPES.get(strategy)
     reasons = [reason]
     epochs = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,6 +66,8 @@ def evaluate(
     trained = load_model(model)
     manifest = _split_as_trained(scan(data, max_pixels=trained.max_pixels, classes=trained.classes), model, data)
     name, rows = _pick(manifest, split)
+    if out is not None:
+        _make_folder(Path(out))
     count = default_workers(len(rows)) if workers is None else workers
     predictions, lost = predict_rows(trained, manifest, rows, device=where, workers=count)
     if not len(predictions):
@@ -80,8 +82,10 @@ def evaluate(
 
 def _split_as_trained(manifest: Manifest, model: str, data: str) -> Manifest:
     """Return the Manifest with the run's own split, if the model is a run's and the data are what it trained on."""
-    from toolkit.artifacts.run_folder import RunFolder
-    from toolkit.data.split import assign_splits
+    import numpy as np
+
+    from toolkit.artifacts.run_folder import PREDICTIONS, RunFolder
+    from toolkit.data.manifest import TRAIN, UNASSIGNED, VAL
     from toolkit.errors import ToolkitError
     from toolkit.progress import say
 
@@ -92,10 +96,27 @@ def _split_as_trained(manifest: Manifest, model: str, data: str) -> Manifest:
         except ToolkitError:
             continue
         same = config.get("data") == str(Path(data).expanduser().absolute())
-        if same and (manifest.splits < 0).any():
+        if same and (manifest.splits == UNASSIGNED).any():
             say("these are the images that the run was trained on: its own split is used again")
-            return assign_splits(manifest, val=config["val"], seed=config["seed"])
+            validated = _validated(folder / PREDICTIONS)
+            was_validated = np.array([path in validated for path in manifest.paths], dtype=bool)
+            splits = np.where(manifest.splits == UNASSIGNED, np.where(was_validated, VAL, TRAIN), manifest.splits)
+            return replace(manifest, splits=splits.astype(np.int8))
     return manifest
+
+
+def _validated(file: Path) -> set[str]:
+    """Return the paths that a run validated on; raises DataError."""
+    import csv
+
+    try:
+        with open(file, encoding="utf-8", newline="") as stream:
+            return {row["path"] for row in csv.DictReader(stream) if row["split"] == "val"}
+    except (OSError, KeyError, ValueError, csv.Error) as error:
+        raise DataError(
+            f"{file} cannot be read, and only it says which images were not trained on; copy model/ elsewhere to "
+            "score it on all of them"
+        ) from error
 
 
 def _pick(manifest: Manifest, split: str) -> tuple[str, Any]:
@@ -112,6 +133,19 @@ def _pick(manifest: Manifest, split: str) -> tuple[str, Any]:
     if not len(rows_of[split]):
         raise DataError(f"{manifest.root}: there are no labelled images in {split}")
     return split, rows_of[split]
+
+
+def _make_folder(folder: Path) -> None:
+    """Make the folder of the tables before the work; a run's own tables are not to be replaced."""
+    from toolkit.artifacts.run_folder import CONFIG
+    from toolkit.errors import ArtifactError
+
+    if (folder / CONFIG).exists():
+        raise ArtifactError(f"{folder} holds a run, whose tables would be replaced; choose another --out")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ArtifactError(f"{folder}: cannot be written ({error.strerror}); choose another --out") from error
 
 
 def _write_tables(folder: Path, predictions: Any) -> None:

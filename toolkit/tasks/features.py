@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -80,13 +81,16 @@ def extract_features(
     from toolkit.data.manifest import SPLIT_NAMES
     from toolkit.features.extract import extract
     from toolkit.hardware import resolve_device, resolve_precision
-    from toolkit.tasks.prepare import open_backbone, worker_count
+    from toolkit.tasks.prepare import open_backbone, some_left, worker_count
 
     where = resolve_device(device)
     how = resolve_precision(precision, where)
-    manifest = _scan_any(data, max_pixels)
+    manifest = some_left(_scan_any(data, max_pixels))
+    network = open_backbone(options)
+    if out is not None:
+        _make_folder(out)
     found = extract(
-        open_backbone(options),
+        network,
         manifest,
         taps=taps,
         device=where,
@@ -94,7 +98,7 @@ def extract_features(
         workers=worker_count(options, len(manifest)),
         max_pixels=max_pixels,
     )
-    usable = manifest.without(found.failures)
+    usable = some_left(manifest.without(found.failures))
     names = np.array([*SPLIT_NAMES, ""])
     table = FeatureTable(
         np.array(usable.paths, dtype=np.str_),
@@ -115,16 +119,31 @@ def _scan_any(data: str, max_pixels: int) -> Any:
 
     from toolkit.data.scan import scan, scan_flat
     from toolkit.errors import DataError
+    from toolkit.progress import say
 
     path = Path(data).expanduser()
     if path.is_dir() and not any(entry.is_dir() and not entry.name.startswith(".") for entry in path.iterdir()):
         return scan_flat(path, max_pixels=max_pixels)
     try:
         return scan(path, max_pixels=max_pixels)
-    except DataError:
-        if path.is_dir():  # folders, but no data set: features need no labels
-            return scan_flat(path, max_pixels=max_pixels)
-        raise
+    except DataError as error:
+        if not path.is_dir():
+            raise
+        manifest = scan_flat(path, max_pixels=max_pixels)  # folders, but no data set: features need no labels
+        say(f"note: the images are taken without labels: {error}")
+        return manifest
+
+
+def _make_folder(out: str) -> None:
+    """Make the folder that the table goes to, before the work."""
+    from pathlib import Path
+
+    try:
+        Path(out).parent.mkdir(parents=True, exist_ok=True)
+        if Path(out).is_dir():
+            raise IsADirectoryError(errno.EISDIR, "Is a directory")
+    except OSError as error:
+        raise ArtifactError(f"{out}: cannot be written ({error.strerror}); choose another --out") from error
 
 
 def _write(out: str, table: FeatureTable) -> None:
@@ -136,4 +155,4 @@ def _write(out: str, table: FeatureTable) -> None:
         with publishing(out) as temporary, open(temporary, "wb") as file:
             np.savez(file, paths=table.paths, X=table.X, y=table.y, classes=table.classes, split=table.split)
     except OSError as error:
-        raise ArtifactError(f"{out}: cannot be written ({error.strerror})") from error
+        raise ArtifactError(f"{out}: cannot be written ({error.strerror}); choose another --out") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from toolkit.errors import SettingError
@@ -55,7 +56,7 @@ def finetune(
         image_size: side of the square input in pixels; the weights' own by default
         epochs: passes over the training images; by the number of images by default
         seed: of the split, the views and the order; one seed, one result
-        resume: go on with the interrupted run in this folder (no other option is taken)
+        resume: go on with the interrupted run in this folder; no other option is taken
         overwrite: replace the run that is in the out folder
         weights: a checkpoint file (safetensors or state dict) instead of the backbone's own weights
         val: share of each class that validates, where the folders do not say
@@ -80,10 +81,11 @@ def finetune(
     keys = {key: value for key, value in locals().items() if key not in ("data", "out", "resume", "overwrite")}
     options = Options(**keys)
     if resume is not None:
-        _refuse_others(data, out, options, overwrite)
+        own = None if isinstance(backbone, str) else backbone  # modules have no name that the run could have noted
+        _refuse_others(data, out, options if own is None else replace(options, backbone=Options.backbone), overwrite)
         from toolkit.tasks.run import resume_run
 
-        return resume_run(resume)
+        return resume_run(resume, own)
     if data is None:
         raise SettingError("which photos? Give a folder: toolkit finetune DIR --out RUN (or --resume RUN)")
     from toolkit.tasks.run import start_run

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from toolkit.options import Options
 
@@ -51,28 +52,27 @@ def plan_transfer(
         seed: of the split
     """
     options = Options(**{key: value for key, value in locals().items() if key != "data"})
-    from toolkit.backbones.catalog import build_backbone
-    from toolkit.backbones.taps import check_taps, default_taps
     from toolkit.data.scan import scan
-    from toolkit.data.split import assign_splits
     from toolkit.progress import say
-    from toolkit.tasks.prepare import plan_for
+    from toolkit.tasks.prepare import open_backbone, plan_ahead
 
-    network = build_backbone(backbone, pretrained=False, image_size_px=image_size)  # its shape is all that counts here
-    manifest = assign_splits(scan(data, max_pixels=max_pixels), val=val, seed=seed)
+    manifest = scan(data, max_pixels=max_pixels)
     say(str(manifest))
-    chosen = default_taps(network) if taps is None else check_taps(taps, len(network))
-    return plan_for(manifest, options, network, chosen)
+    return plan_ahead(manifest, options, open_backbone(options, pretrained=False))
 
 
-def command_of(plan: TransferPlan, data: str) -> str:
-    """Return the command that carries a plan out."""
-    words = ["toolkit", "finetune", data, "--out", "RUN", "--strategy", plan.strategy, "--backbone", plan.backbone]
-    keys = {"image_size": plan.image_size, "taps": ",".join(map(str, plan.taps))}
+def command_of(plan: TransferPlan, values: Mapping[str, Any]) -> str:
+    """Return the command that carries out a plan which `plan_transfer(**values)` gave."""
+    words = ["toolkit", "finetune", str(values["data"]), "--out", "RUN"]
+    words += ["--strategy", plan.strategy, "--backbone", plan.backbone]
+    keys: dict[str, Any] = {"image_size": plan.image_size, "taps": ",".join(map(str, plan.taps))}
     if plan.strategy == "partial":
         keys["cut"] = plan.cut
     if plan.epochs is not None:
         keys |= {"epochs": plan.epochs, "lr": plan.lr, "weight_decay": plan.weight_decay, "augment": plan.augmentation}
+    for key in ("views", "batch_size", "val", "max_pixels", "seed"):
+        if values.get(key, getattr(Options, key)) != getattr(Options, key):
+            keys[key] = values[key]
     for key, value in keys.items():
         words += [f"--{key}", str(value)]
     return shlex.join(words)

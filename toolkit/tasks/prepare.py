@@ -51,24 +51,32 @@ class Prepared:
     head: LinearHead | None = None
 
 
-def open_backbone(options: Options) -> Backbone:
-    """Return the backbone that the options name, with random weights for `scratch`."""
+def open_backbone(options: Options, *, pretrained: bool = True) -> Backbone:
+    """Return the backbone that the options name, with random weights for `scratch` or where its shape is enough."""
     if not isinstance(options.backbone, str):
         return as_backbone(options.backbone)
     return build_backbone(
         options.backbone,
         weights=options.weights,
-        pretrained=options.strategy != "scratch",
+        pretrained=pretrained and options.strategy != "scratch",
         seed=options.seed,
         image_size_px=options.image_size,
     )
 
 
-def prepare(manifest: Manifest, options: Options, device: torch.device, clock: Clock) -> Prepared:
+def plan_ahead(manifest: Manifest, options: Options, backbone: Backbone) -> TransferPlan:
+    """Return the plan for a scanned Manifest, as if all its files could be decoded.
+
+    Raises what the real one would raise, before anything is written or computed.
+    """
+    split = assign_splits(some_left(manifest), val=options.val, seed=options.seed)
+    return plan_for(split, options, backbone, _taps(options, backbone))
+
+
+def prepare(manifest: Manifest, options: Options, backbone: Backbone, device: torch.device, clock: Clock) -> Prepared:
     """Extract, split, plan, and train the instant head."""
     workers = worker_count(options, len(manifest))
-    backbone = open_backbone(options)
-    taps = default_taps(backbone) if options.taps is None else check_taps(options.taps, len(backbone))
+    taps = _taps(options, backbone)
     features = None
     precision = resolve_precision(options.precision, device)
     with clock.part("extract"):
@@ -87,7 +95,7 @@ def prepare(manifest: Manifest, options: Options, device: torch.device, clock: C
                 max_pixels=options.max_pixels,
             )
             features, failures = extracted.values, extracted.failures
-    usable = assign_splits(_some_left(manifest.without(failures)), val=options.val, seed=options.seed)
+    usable = assign_splits(some_left(manifest.without(failures)), val=options.val, seed=options.seed)
     with clock.part("plan"):
         plan = plan_for(usable, options, backbone, taps)
     head = None
@@ -109,18 +117,28 @@ def plan_for(manifest: Manifest, options: Options, backbone: Backbone, taps: tup
     )
 
 
-def prepare_again(folder: RunFolder, manifest: Manifest, options: Options, clock: Clock) -> Prepared:
+def prepare_again(
+    folder: RunFolder, manifest: Manifest, options: Options, backbone: Backbone, clock: Clock
+) -> Prepared:
     """Return what `prepare` gave before the checkpoint: plan and quarantine are read, nothing is extracted."""
     try:
         with open(folder.path / QUARANTINE, encoding="utf-8", newline="") as file:
             recorded = {row["path"]: row["reason"] for row in csv.DictReader(file)}
-    except OSError as error:
+    except (OSError, KeyError, ValueError, csv.Error) as error:
         raise ArtifactError(f"{folder.path / QUARANTINE} cannot be read; start the run again") from error
     failed = [(row, recorded[path]) for row, path in enumerate(manifest.paths) if path in recorded]
-    usable = assign_splits(_some_left(manifest.without(failed)), val=options.val, seed=options.seed)
+    usable = assign_splits(some_left(manifest.without(failed)), val=options.val, seed=options.seed)
     with clock.part("plan"):
-        plan = TransferPlan.from_dict(folder.read(PLAN))
-    return Prepared(usable, open_backbone(options), plan, worker_count(options, len(usable)))
+        plan = read_plan(folder)
+    return Prepared(usable, backbone, plan, worker_count(options, len(usable)))
+
+
+def read_plan(folder: RunFolder) -> TransferPlan:
+    """Return the plan that a run has written; raises ArtifactError."""
+    try:
+        return TransferPlan.from_dict(folder.read(PLAN))
+    except (AttributeError, TypeError) as error:
+        raise ArtifactError(f"{folder.path / PLAN} is not a plan that a run wrote ({error})") from error
 
 
 def worker_count(options: Options, n_images: int) -> int:
@@ -130,7 +148,12 @@ def worker_count(options: Options, n_images: int) -> int:
     return default_workers(n_images) if options.workers is None else options.workers
 
 
-def _some_left(manifest: Manifest) -> Manifest:
+def _taps(options: Options, backbone: Backbone) -> tuple[int, ...]:
+    return default_taps(backbone) if options.taps is None else check_taps(options.taps, len(backbone))
+
+
+def some_left(manifest: Manifest) -> Manifest:
+    """Return the Manifest; raises DataError if it has no image."""
     if not len(manifest):
         first = manifest.quarantined[0]
         raise DataError(

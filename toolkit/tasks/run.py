@@ -29,15 +29,15 @@ from toolkit.data.manifest import TEST, TRAIN, VAL, Manifest
 from toolkit.data.scan import scan
 from toolkit.errors import ArtifactError, ToolkitError
 from toolkit.evaluation.predictions import Predictions
-from toolkit.evaluation.report import evaluate, summary_text
+from toolkit.evaluation.report import evaluate
 from toolkit.evaluation.scoring import predict_rows, predictions_of
 from toolkit.evaluation.tables import write_confusion_csv, write_mistakes_csv, write_per_class_csv
 from toolkit.hardware import resolve_device, resolve_precision
-from toolkit.options import Options
+from toolkit.options import CUSTOM, Options
 from toolkit.plan import TransferPlan
 from toolkit.progress import say
 from toolkit.scores import Scores
-from toolkit.tasks.prepare import Prepared, prepare, prepare_again
+from toolkit.tasks.prepare import Prepared, open_backbone, plan_ahead, prepare, prepare_again, read_plan
 from toolkit.training.trained import TrainedModel
 
 
@@ -97,43 +97,59 @@ class Stopwatch:
 
 
 def start_run(data: str | os.PathLike[str] | Manifest, out: str, options: Options, *, overwrite: bool = False) -> Run:
-    """Run the whole line into a new run folder."""
+    """Run the whole line into a new run folder.
+
+    Whatever can be refused without decoding an image is refused before the folder is made: a mistake leaves nothing
+    behind, and no run is overwritten for it.
+    """
     resolve_precision(options.precision, resolve_device(options.device))
-    clock = Stopwatch()
-    with clock.part("scan"):  # before the folder is made: a mistyped data folder leaves nothing behind
-        manifest = data if isinstance(data, Manifest) else scan(data, max_pixels=options.max_pixels)
-    source = str(manifest.root) if isinstance(data, Manifest) else str(Path(data).expanduser().absolute())
     where = Path(out).expanduser().absolute()
+    RunFolder(where).check_free(overwrite=overwrite)
+    clock = Stopwatch()
+    with clock.part("scan"):
+        manifest = data if isinstance(data, Manifest) else scan(data, max_pixels=options.max_pixels)
+    backbone = open_backbone(options)
+    plan_ahead(manifest, options, backbone)
+    source = str(manifest.root) if isinstance(data, Manifest) else str(Path(data).expanduser().absolute())
     folder = RunFolder.create(where, {"data": source, "out": str(where), **options.to_dict()}, overwrite=overwrite)
     say(str(manifest))
-    return _go(folder, manifest, options, clock)
+    return _go(folder, manifest, options, backbone, clock)
 
 
-def resume_run(path: str | os.PathLike[str]) -> Run:
-    """Go on with an interrupted run; a finished one is returned as it is."""
+def resume_run(path: str | os.PathLike[str], own_backbone: Any = None) -> Run:
+    """Go on with an interrupted run; a finished one is returned as it is.
+
+    own_backbone: the modules of a run whose backbone was the user's own.
+    """
     folder = RunFolder.open(path)
     if folder.finished:
         say(f"{folder.path} is finished; nothing to do")
-        return Run(folder.path, TransferPlan.from_dict(folder.read(PLAN)), folder.read(METRICS))
+        return Run(folder.path, read_plan(folder), folder.read(METRICS))
     config = folder.config()
+    if config.get("backbone") == CUSTOM:
+        if own_backbone is None:
+            raise ArtifactError(f"{folder.path} has a backbone of your own; give it: finetune(resume=…, backbone=[…])")
+        config["backbone"] = own_backbone
+    elif own_backbone is not None:
+        raise ArtifactError(f"{folder.path} has the backbone {config.get('backbone')}; resume it without another one")
     try:
         options = Options(**{key: value for key, value in config.items() if key not in ("data", "out")})
-        data = config["data"]
+        data = Path(config["data"])
     except (TypeError, KeyError) as error:
         raise ArtifactError(f"{folder.path}: config.yaml is not one that a run wrote ({error})") from error
     clock = Stopwatch()
     with clock.part("scan"):
         manifest = scan(data, max_pixels=options.max_pixels)
-    return _go(folder, manifest, options, clock)
+    return _go(folder, manifest, options, open_backbone(options), clock)
 
 
-def _go(folder: RunFolder, manifest: Manifest, options: Options, clock: Stopwatch) -> Run:
+def _go(folder: RunFolder, manifest: Manifest, options: Options, backbone: Backbone, clock: Stopwatch) -> Run:
     device = resolve_device(options.device)
     resuming = (folder.checkpoints / "last.ckpt").exists()
     if resuming:
-        prepared = prepare_again(folder, manifest, options, clock)
+        prepared = prepare_again(folder, manifest, options, backbone, clock)
     else:
-        prepared = prepare(manifest, options, device, clock)
+        prepared = prepare(manifest, options, backbone, device, clock)
         folder.write(PLAN, prepared.plan.to_dict())
         folder.write_quarantine(prepared.manifest)
     for remark in prepared.manifest.remarks:
@@ -158,7 +174,6 @@ def _go(folder: RunFolder, manifest: Manifest, options: Options, clock: Stopwatc
     metrics = _metrics(prepared, manifest, scores, clock)
     folder.write(METRICS, metrics)
     folder.drop_checkpoints()
-    say(summary_text(scores))
     return Run(folder.path, prepared.plan, metrics)
 
 

@@ -17,6 +17,9 @@ BEST = "best.safetensors"
 class BestWeights(Callback):
     """Keeps the weights of the lowest validation loss, the starting ones included, and stops after `patience` epochs.
 
+    `put_back` gives them to the module after the fit, and not a hook of the fit's end: there is none when a run is
+    resumed after its last epoch.
+
     start_loss: validation loss of the starting weights, infinity where they are random.
     """
 
@@ -25,21 +28,23 @@ class BestWeights(Callback):
         self.patience = patience
         self.best_loss = start_loss
         self.best_epoch = 0
+        self._stop = False
         self._resumed = False
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the best loss and its epoch (0: before training)."""
-        return {"loss": self.best_loss, "epoch": self.best_epoch}
+        """Return the best loss, its epoch (0: before training), and whether it was long enough ago to stop."""
+        return {"loss": self.best_loss, "epoch": self.best_epoch, "stop": self._stop}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from `state_dict`; later bests that a kill left on the disk are reached again and equal."""
-        self.best_loss, self.best_epoch = state_dict["loss"], state_dict["epoch"]
+        self.best_loss, self.best_epoch, self._stop = state_dict["loss"], state_dict["epoch"], state_dict["stop"]
         self._resumed = True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep the starting weights."""
+        """Keep the starting weights; end a resumed run that had come to its end."""
         if not self._resumed:
             self._save(pl_module)
+        trainer.should_stop = self._stop
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep better weights; ask the Trainer to stop when none came for `patience` epochs."""
@@ -49,11 +54,11 @@ class BestWeights(Callback):
             self.best_loss, self.best_epoch = loss, epoch
             self._save(pl_module)
         elif epoch - self.best_epoch >= self.patience:
-            trainer.should_stop = True
+            trainer.should_stop = self._stop = True
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put the best weights back."""
-        pl_module.network.load_state_dict(load_file(self.path))  # type: ignore[union-attr]
+    def put_back(self, module: LightningModule) -> None:
+        """Give the best weights to the module."""
+        module.network.load_state_dict(load_file(self.path))  # type: ignore[union-attr]
 
     def _save(self, module: LightningModule) -> None:
         tensors = {key: value.detach().cpu().contiguous() for key, value in module.network.state_dict().items()}  # type: ignore[union-attr]

@@ -84,6 +84,10 @@ class Checkpoints(Callback):
         """Keep the random state for the first batch."""
         self._pending = state_dict["random"]
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the signals back: the Trainer's own handler ends a run in mid-step or mid-validation, unsaved."""
+        self.stop.listen()
+
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Restore the random state once, right before the first resumed step."""
         if self._pending is not None:

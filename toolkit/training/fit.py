@@ -16,6 +16,7 @@ from lightning.pytorch import Callback, Trainer
 
 from toolkit.data.datamodule import ImageFolderData
 from toolkit.data.manifest import VAL
+from toolkit.errors import Interrupted
 from toolkit.training.best import BestWeights
 from toolkit.training.checkpoints import LAST, Checkpoints, WholeCheckpointIO
 from toolkit.training.history import History, StepProgress
@@ -54,8 +55,10 @@ def fit(
     validates = len(data.manifest.rows(VAL)) > 0
     with stop_on_signals() as stop, _quiet():
         callbacks: list[Callback] = [StepProgress(), History(history, start)]
+        best = None
         if settings.patience is not None and validates:
-            callbacks.append(BestWeights(folder, settings.patience, (start or {}).get("val_loss", math.inf)))
+            best = BestWeights(folder, settings.patience, (start or {}).get("val_loss", math.inf))
+            callbacks.append(best)
         callbacks.append(Checkpoints(folder, stop))  # last: it saves the state of the others
         trainer = Trainer(
             accelerator={"cuda": "gpu"}.get(device.type, device.type),
@@ -75,6 +78,10 @@ def fit(
             default_root_dir=folder,
         )
         trainer.fit(module, data, ckpt_path=checkpoint if checkpoint.exists() else None, weights_only=True)
+        if best is not None:
+            best.put_back(module)
+        if stop.signal_number is not None:  # it came after the last save
+            raise Interrupted(stop.signal_number, "stopped after the training; checkpoint saved")
     module.cpu()
     return trainer.global_step
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from toolkit.backbones.backbone import Backbone
 from toolkit.backbones.taps import tap_widths
-from toolkit.errors import SettingError, unknown_name
+from toolkit.errors import ArtifactError, SettingError, unknown_name
 from toolkit.heads.linear import LinearHead
 from toolkit.plan import FreezeSpec
 from toolkit.training.groups import parameter_groups
@@ -82,6 +82,20 @@ class TransferModule(LightningModule):
         scores: Tensor = self.network(pixels)
         return scores
 
+    def on_fit_start(self) -> None:
+        """Set training mode: the network begins in eval mode, and the Trainer leaves modes as it finds them."""
+        self.train()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse the checkpoint of another network; raises ArtifactError."""
+        ours, stored = self.state_dict(), checkpoint["state_dict"]
+        odd = [key for key in {**ours, **stored} if _shape(ours, key) != _shape(stored, key)]
+        if odd:
+            raise ArtifactError(
+                f"the checkpoint is of another network ({odd[0]}: {_shape(stored, odd[0])} in the checkpoint, "
+                f"{_shape(ours, odd[0])} here); did classes or settings change since? Start a new run"
+            )
+
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """Return a batch's loss, its sum over images, hits and size.
 
@@ -126,3 +140,7 @@ class TransferModule(LightningModule):
     def _log(self, split: str, loss: Tensor, hits: Tensor, size: Tensor) -> None:
         values = {f"{split}_loss": loss.detach(), f"{split}_accuracy": hits / size}
         self.log_dict(values, on_step=False, on_epoch=True, batch_size=int(size), sync_dist=True)
+
+
+def _shape(state: Mapping[str, Tensor], key: str) -> tuple[int, ...] | None:
+    return tuple(state[key].shape) if key in state else None

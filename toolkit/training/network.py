@@ -43,6 +43,11 @@ class TransferNetwork(nn.Module):
         self.taps = check_taps(taps, len(backbone))
         if len(spec.rules) != len(backbone):
             raise SettingError(f"freezing: {len(backbone)} rules expected, one a stage; got {len(spec.rules)}")
+        if self.taps[-1] + 1 < len(backbone) and spec.cut < len(backbone):
+            raise SettingError(
+                f"taps: stage {len(backbone) - 1} trains, but the last tap is stage {self.taps[-1]} and the head would "
+                "never see it; add the last stage to the taps"
+            )
         self.stages = nn.ModuleList(backbone.stages)
         self.head = head
         self.spec = spec

@@ -1,0 +1,180 @@
+"""From the words of a command line, and a YAML file, to a function's keyword arguments."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
+
+from toolkit.errors import SettingError, unknown_name
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+# Return types name classes whose modules import torch; as annotations of flags they are never looked at.
+_NO_TORCH: dict[str, Any] = dict.fromkeys(("Run", "TransferPlan"), object)
+
+
+@dataclass(frozen=True)
+class Verb:
+    """How a verb is reached from the command line.
+
+    target: "module:function". positionals: parameters without a dash; the last one takes several values if it is a
+    list. main: options shown first. as_json: whether there is a flag --json.
+    """
+
+    target: str
+    positionals: tuple[str, ...] = ()
+    main: tuple[str, ...] = ()
+    as_json: bool = False
+
+    def function(self) -> Callable[..., Any]:
+        """Import the function; its module imports no torch."""
+        module, name = self.target.split(":")
+        found: Callable[..., Any] = getattr(importlib.import_module(module), name)
+        return found
+
+
+class NotUnderstoodError(Exception):
+    """The command line itself cannot be parsed."""
+
+
+def parse(name: str, verb: Verb, function: Callable[..., Any], words: list[str]) -> dict[str, Any]:
+    """Return the function's keyword arguments, and `json` where it was asked for; flags win over the YAML file.
+
+    Raises NotUnderstoodError for words that do not parse, SettingError for a YAML file that does not.
+    """
+    import jsonargparse
+
+    hints, parameters = get_type_hints(function, localns=_NO_TORCH), inspect.signature(function).parameters
+    words, file = _without_config(_spelled_as_keys(words, parameters, hints))
+    values = {} if file is None else _from_yaml(file, parameters)
+    parser = _parser(name, verb, function, hints, values)
+    try:
+        parser.set_defaults(values)
+        if file is not None:
+            parser.parse_object({key: value for key, value in values.items() if key not in verb.positionals})
+    except (jsonargparse.ArgumentError, TypeError, ValueError) as error:
+        raise SettingError(f"{file}: {_one_line(str(error))}") from None
+    try:
+        parsed = parser.parse_args(words).as_dict()
+    except jsonargparse.ArgumentError as error:
+        raise NotUnderstoodError(f"{_one_line(str(error))} (toolkit {name} --help says what there is)") from None
+    return {key: value for key, value in parsed.items() if key in (*parameters, "json")}
+
+
+def _parser(
+    name: str, verb: Verb, function: Callable[..., Any], hints: dict[str, Any], values: dict[str, Any]
+) -> ArgumentParser:
+    """Return the parser of a verb; positionals that the YAML file gives may be left out."""
+    import jsonargparse
+
+    from toolkit.help_text import HelpFormatter
+
+    parser = jsonargparse.ArgumentParser(
+        prog=f"toolkit {name}",
+        usage=" ".join([f"toolkit {name}", *(key.upper() for key in verb.positionals), "[options]"]),
+        description=(inspect.getdoc(function) or "").split("\n\n")[0],
+        formatter_class=HelpFormatter,
+        exit_on_error=False,
+        default_env=False,
+    )
+    described, parameters = _described(function), inspect.signature(function).parameters
+    first, more = parser.add_argument_group("options that matter"), parser.add_argument_group("more options")
+    for key in verb.positionals:
+        several, optional = _is_list(hints[key]), key in values or parameters[key].default is None
+        number = {(True, True): "*", (True, False): "+", (False, True): "?"}.get((several, optional))
+        settings: dict[str, Any] = {} if number is None else {"nargs": number}
+        parser.add_argument(key, type=str, help=described.get(key), metavar=key.upper(), **settings)
+    for key in sorted((k for k in parameters if k not in verb.positionals), key=lambda k: k not in verb.main):
+        group = first if key in verb.main else more
+        default = parameters[key].default
+        if hints[key] is bool:
+            group.add_argument(f"--{key}", action="store_true", help=described.get(key))
+        else:
+            group.add_argument(
+                f"--{key}", type=hints[key], default=default, help=described.get(key), metavar=key.upper()
+            )
+    if verb.as_json:
+        more.add_argument("--json", action="store_true", help="print JSON instead of text")
+    if parameters:
+        more.add_argument("--config", metavar="FILE", help="a YAML file with these keys; flags win")
+    more.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def _without_config(words: list[str]) -> tuple[list[str], str | None]:
+    """Take `--config FILE` or `--config=FILE` out of the words."""
+    rest: list[str] = []
+    file = None
+    pending = iter(words)
+    for word in pending:
+        if word.partition("=")[0] != "--config":
+            rest.append(word)
+            continue
+        file = word.partition("=")[2] or next(pending, "")
+        if not file:
+            raise NotUnderstoodError("--config: a YAML file expected after it")
+    return rest, file
+
+
+def _from_yaml(file: str, keys: Iterable[str]) -> dict[str, Any]:
+    """Return the keys and values of a YAML file; SettingError unless it is a table of known keys."""
+    import yaml
+
+    try:
+        content = yaml.safe_load(Path(file).expanduser().read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingError(f"{file}: cannot be read ({error.strerror}); expected a YAML file") from error
+    except UnicodeDecodeError as error:
+        raise SettingError(f"{file}: not a YAML file ({error.reason} at byte {error.start})") from error
+    except yaml.YAMLError as error:
+        raise SettingError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise SettingError(f"{file}: a table of keys and values expected, found a {type(content).__name__}")
+    values = {str(key).replace("-", "_"): value for key, value in content.items()}
+    for key in values:
+        if key not in keys:
+            raise SettingError(f"{file}: {unknown_name('key', key, keys)}")
+    return values
+
+
+def _spelled_as_keys(words: list[str], parameters: Iterable[str], hints: dict[str, Any]) -> list[str]:
+    """Accept --cache-dir for --cache_dir, and 5,6,7 for a list of numbers."""
+    spelled: list[str] = []
+    for word in words:
+        flag, equals, value = word.partition("=")
+        if flag.startswith("--"):
+            flag = "--" + flag[2:].replace("-", "_")
+            word = flag + equals + value
+            if equals and _is_list(hints.get(flag[2:])) and not value.startswith("["):
+                word = f"{flag}=[{value}]"
+        elif spelled and spelled[-1].startswith("--") and _is_list(hints.get(spelled[-1][2:])) and word[:1] != "[":
+            word = f"[{word}]"
+        spelled.append(word)
+    return spelled
+
+
+def _is_list(hint: Any) -> bool:
+    """Return whether a type is a list, or a list or None."""
+    return any(getattr(kind, "__origin__", None) is list for kind in (hint, *get_args(hint)))
+
+
+def _described(function: Callable[..., Any]) -> dict[str, str]:
+    """Return what the docstring's Args section says of each parameter."""
+    lines = (inspect.getdoc(function) or "").partition("\nArgs:\n")[2].splitlines()
+    pairs = (line.strip().partition(": ") for line in lines if line.strip())
+    return {key: text.replace("%", "%%") for key, _, text in pairs}
+
+
+def _one_line(text: str) -> str:
+    """Return a parser's message in one line; of a value that fits no type, the key and the value."""
+    flat = " ".join(text.split())
+    wrong = re.search(r'key "(\w+)".*?Expected a <class .(\w+).>.*?(?:Given value|Got value): (.*)$', flat)
+    return f"{wrong[1]}: {wrong[2]} expected, got {wrong[3]!r}" if wrong else flat
