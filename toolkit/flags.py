@@ -57,7 +57,8 @@ def parse(name: str, verb: Verb, function: Callable[..., Any], words: list[str])
     try:
         parser.set_defaults(values)
         if file is not None:
-            parser.parse_object({key: value for key, value in values.items() if key not in verb.positionals})
+            elsewhere = {key: ["?"] if _is_list(hints[key]) else "?" for key in verb.positionals if key not in values}
+            parser.parse_object({**elsewhere, **values})
     except (jsonargparse.ArgumentError, TypeError, ValueError) as error:
         raise SettingError(f"{file}: {_one_line(str(error))}") from None
     try:

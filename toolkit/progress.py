@@ -34,13 +34,13 @@ class Counter:
     def _show(self, now: float) -> None:
         rate = self.done / max(now - self._start, 1e-9)
         left_s = (self.total - self.done) / max(rate, 1e-9)
-        say(f"{self.label}: {self.done}/{self.total} {self.unit}, {rate:.0f} {self.unit}/s, {left_s:.0f} s left")
+        say(f"{self.label}: {self.done}/{self.total} {self.unit}, {rate:.3g} {self.unit}/s, {left_s:.0f} s left")
 
     def close(self) -> None:
         """Show the final count."""
         seconds = time.monotonic() - self._start
         rate = self.done / max(seconds, 1e-9)
-        say(f"{self.label}: {self.done} {self.unit} in {seconds:.1f} s ({rate:.0f} {self.unit}/s)")
+        say(f"{self.label}: {self.done} {self.unit} in {seconds:.1f} s ({rate:.3g} {self.unit}/s)")
 
 
 class _LiveCounter(Counter):

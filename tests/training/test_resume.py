@@ -6,7 +6,7 @@ import csv
 import os
 import pickle
 import signal
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from torch import Tensor
 from tests.photos import photo
 from tests.training.tiny import assert_equal, copied, folder_data, tiny_backbone
 from toolkit.data.datamodule import ImageFolderData
-from toolkit.data.views import AUGMENTATIONS
 from toolkit.errors import ArtifactError, Interrupted
 from toolkit.training import fit as fit_module
 from toolkit.training.best import BEST
@@ -27,20 +26,19 @@ from toolkit.training.fit import FitSettings, fit
 from toolkit.training.module import TransferModule
 
 EPOCHS = 3
-COUNTS = {"cat": 9, "dog": 8, "owl": 10}  # 22 train in 6 batches of 4, the last one of 2; 5 validate
-BATCHES = 6
+COUNTS = {"cat": 9, "dog": 8, "owl": 10}  # 21 train and 6 validate
+BATCHES = 6  # of 4 images, the last one of a single image
 
 
 @dataclass
 class Outcome:
-    """What a run leaves: weights, rows of history.csv without seconds, (epoch, row, view) in the order seen."""
+    """What a run leaves: weights, rows of history.csv without seconds, and the rows and pixels seen, batch by batch."""
 
     weights: dict[str, Tensor]
     history: list[dict[str, str]]
-    seen: list[tuple[int, int]]
+    seen: list[tuple[list[int], int]]
     steps: int
-    parts: int = 1
-    extra: dict[str, Any] = field(default_factory=dict)
+    parts: int
 
 
 class SignalAfter(Callback):
@@ -76,7 +74,7 @@ def train_once(
 
     def record(self, batch, dataloader_idx):
         if self.trainer.training:
-            seen.append(batch.rows.tolist())
+            seen.append((batch.rows.tolist(), int(batch.pixels.long().sum())))
         return transfer(self, batch, dataloader_idx)
 
     make = fit_module.Trainer
@@ -108,7 +106,7 @@ def outcome(folder: Path, module: TransferModule, seen: list, steps: int, parts:
 def train(folder: Path, monkeypatch: pytest.MonkeyPatch, stops: list[SignalAfter] = [], **settings: Any) -> Outcome:  # noqa: B006
     """Train to the end, stopped by the given signals and resumed each time."""
     folder.mkdir()
-    seen: list[list[int]] = []
+    seen: list[tuple[list[int], int]] = []
     parts = 1
     for stop in stops:
         with pytest.raises(Interrupted) as caught:
@@ -146,8 +144,8 @@ def test_the_run_itself(undisturbed, tmp_path, monkeypatch):
         assert [row["epoch"] for row in expected.history] == ["1", "2", "3"]
         again = train(tmp_path / f"again{accumulate}", monkeypatch, accumulate=accumulate)
         assert_same(again, expected)
-    still = train(tmp_path / "still", monkeypatch, module={"lr": 1e-9}) if False else undisturbed[1]
-    assert still.history[0]["train_loss"] != still.history[1]["train_loss"]
+        losses = [row["train_loss"] for row in expected.history]
+        assert len(set(losses)) == EPOCHS, "something is learnt"
 
 
 def test_dropout_takes_part(tmp_path, monkeypatch, undisturbed):
@@ -218,7 +216,7 @@ def test_a_save_between_steps_changes_nothing(tmp_path, monkeypatch, undisturbed
         {"data": {"batch_size": 7, "views": 1}},
         {"clip": None, "module": {"class_weights": [1.0, 2.0, 0.5]}},
     ],
-    ids=["bf16", "batchnorm and sgd", "last batch of one", "class weights"],
+    ids=["bf16", "batchnorm and sgd", "other batches", "class weights"],
 )
 def test_other_settings_resume_as_well(tmp_path, monkeypatch, settings):
     expected = train(tmp_path / "whole", monkeypatch, **settings)
@@ -244,8 +242,7 @@ def test_patience_and_best_weights_resume(tmp_path, monkeypatch, stop):
 
 
 def test_best_weights_come_back_in_a_run_that_ends_by_its_epochs(tmp_path, monkeypatch):
-    settings = {"patience": 3, "module": {"lr": 1.0}, "start": {"val_loss": 1e-6, "val_accuracy": 1.0}}
-    settings["module"] = {"optimizer": "sgd"}
+    settings = {"patience": 3, "module": {"optimizer": "sgd"}, "start": {"val_loss": 1e-6, "val_accuracy": 1.0}}
     expected = train(tmp_path / "whole", monkeypatch, epochs=2, **settings)
     for name, stop in (("last step", SignalAfter(11)), ("end", SignalAfter(0, "on_train_end"))):
         resumed = train(tmp_path / name, monkeypatch, [stop], epochs=2, **settings)
@@ -386,8 +383,8 @@ def test_files_that_failed_are_still_known_after_a_resume(tmp_path, monkeypatch)
     with pytest.raises(Interrupted):
         fit_one(folder, data, monkeypatch, Breaks(5))
     assert set(data.failures) == {first}
+    photo(0, 0).save(data.manifest.file(first))  # it is readable again, yet one epoch went without it
     again = folder_data(tmp_path / "photos", COUNTS)
-    photo(0, 0).save(again.manifest.file(first))  # it is readable again, yet one epoch went without it
     fit_one(folder, again, monkeypatch, None)
     assert set(again.failures) == {first}
 
@@ -413,7 +410,6 @@ def test_data_used_again_after_a_resume_skip_nothing(tmp_path, monkeypatch):
     data = folder_data(tmp_path / "photos", COUNTS, views=EPOCHS)
     data.load_state_dict(torch.load(run / LAST, weights_only=True)["ImageFolderData"])
     loader = data.train_dataloader()
-    assert sum(len(batch.rows) for batch in loader) == 22 - 4 * 4
-    assert sum(len(batch.rows) for batch in loader) == 22
-    assert sum(len(batch.rows) for batch in data.train_dataloader()) == 22
-    assert data.augment == AUGMENTATIONS["standard"]
+    assert sum(len(batch.rows) for batch in loader) == 21 - 4 * 4
+    assert sum(len(batch.rows) for batch in loader) == 21
+    assert sum(len(batch.rows) for batch in data.train_dataloader()) == 21

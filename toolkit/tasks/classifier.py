@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import tempfile
 from collections.abc import Sequence
@@ -11,18 +12,20 @@ from typing import Any, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from toolkit.data.manifest import UNASSIGNED, Manifest
-from toolkit.errors import DataError, SettingError
+from toolkit.errors import DataError, SettingError, ToolkitError
 from toolkit.options import Options
+
+PNG_MODES = ("1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA")  # what PNG holds without loss
 
 
 class ImageClassifier:
     """A classifier of images in scikit-learn's manner: the constructor stores, `fit` learns, `predict` answers.
 
-    Images are paths, PIL images, or uint8 arrays (H, W, 3) or (H, W). Keywords are those of `finetune`, `out`
-    included: without one, the run folder is temporary.
+    Images are paths, PIL images, or uint8 arrays (H, W, 3) or (H, W). Keywords are those of `finetune`, `out` and
+    `overwrite` included: without `out`, the run folder is temporary.
 
     >>> model = ImageClassifier().fit(images, labels)  # doctest: +SKIP
     >>> model.predict(images)  # doctest: +SKIP
@@ -30,8 +33,9 @@ class ImageClassifier:
     After `fit`: `classes_` (names in order), `model_` (a TrainedModel), `metrics_` (what `metrics.json` holds).
     """
 
-    def __init__(self, *, out: str | None = None, **options: Any) -> None:
+    def __init__(self, *, out: str | None = None, overwrite: bool = False, **options: Any) -> None:
         self.out = out
+        self.overwrite = overwrite
         self.options = options
 
     def fit(self, images: Sequence[Any], labels: Sequence[Any]) -> Self:
@@ -43,11 +47,12 @@ class ImageClassifier:
             options = Options(**self.options)
         except TypeError as error:
             raise SettingError(f"ImageClassifier: {str(error).replace('Options.__init__() got an ', '')}") from None
+        _check_several(images, at_least=1)
         if len(images) != len(labels):
             raise DataError(f"as many labels as images expected, got {len(images)} images and {len(labels)} labels")
         with tempfile.TemporaryDirectory() as folder:
             manifest = _manifest(images, [str(label) for label in labels], Path(folder))
-            run = start_run(manifest, self.out or str(Path(folder) / "run"), options)
+            run = start_run(manifest, self.out or str(Path(folder) / "run"), options, overwrite=self.overwrite)
             self.model_ = load_model(run.path, stages=_stages(options))
         self.classes_ = np.array(self.model_.classes)
         self.metrics_ = run.metrics
@@ -56,7 +61,8 @@ class ImageClassifier:
 
     def predict(self, images: Sequence[Any]) -> NDArray[np.str_]:
         """Return the labels of N images, str (N,)."""
-        labels: NDArray[np.str_] = self.classes_[self.predict_proba(images).argmax(axis=1)]
+        probabilities = self.predict_proba(images)
+        labels: NDArray[np.str_] = self.classes_[probabilities.argmax(axis=1)]
         return labels
 
     def predict_proba(self, images: Sequence[Any]) -> NDArray[np.float32]:
@@ -65,12 +71,15 @@ class ImageClassifier:
         from toolkit.features.extract import CHUNK
         from toolkit.hardware import resolve_device
 
+        if not hasattr(self, "model_"):
+            raise ToolkitError("this ImageClassifier has learnt nothing yet: call fit(images, labels) first")
+        _check_several(images, at_least=0)
         device = resolve_device(self._device)
         parts = [np.empty((0, len(self.classes_)), np.float32)]
         for start in range(0, len(images), CHUNK):
             views = [
-                clean_view(_decoded(image, self.model_.max_pixels), self.model_.preprocessing)
-                for image in images[start : start + CHUNK]
+                clean_view(_decoded(image, start + i, self.model_.max_pixels), self.model_.preprocessing)
+                for i, image in enumerate(images[start : start + CHUNK])
             ]
             logits = self.model_.logits(torch.from_numpy(np.stack(views)), device)
             parts.append(logits.double().softmax(dim=1).float().numpy())
@@ -94,7 +103,7 @@ def _manifest(images: Sequence[Any], labels: Sequence[str], folder: Path) -> Man
             paths.append(str(Path(image).expanduser().absolute()))
         else:
             place = folder / f"{number:08d}.png"
-            _as_image(image, number).save(place)
+            place.write_bytes(_as_png(image, number))
             paths.append(str(place))
     order = sorted(range(len(paths)), key=lambda i: paths[i])
     classes = tuple(sorted(set(labels)))
@@ -108,6 +117,24 @@ def _manifest(images: Sequence[Any], labels: Sequence[str], folder: Path) -> Man
     )
 
 
+def _check_several(images: Any, at_least: int) -> None:
+    if isinstance(images, (str, os.PathLike, Image.Image)):
+        raise DataError(f"a list of images expected, got one {type(images).__name__}")
+    if len(images) < at_least:
+        raise DataError("at least one image expected, got none")
+
+
+def _as_png(image: Any, number: int) -> bytes:
+    """Return an image as PNG, turned as its EXIF says, which loses nothing."""
+    written = io.BytesIO()
+    try:
+        upright = ImageOps.exif_transpose(_as_image(image, number))
+        (upright if upright.mode in PNG_MODES else upright.convert("RGB")).save(written, format="PNG")
+    except (OSError, ValueError) as error:
+        raise DataError(f"image {number}: {error}") from error
+    return written.getvalue()
+
+
 def _as_image(image: Any, number: int) -> Image.Image:
     if isinstance(image, Image.Image):
         return image
@@ -117,17 +144,14 @@ def _as_image(image: Any, number: int) -> Image.Image:
     raise DataError(f"image {number}: a path, a PIL image or a uint8 array (H, W, 3) expected, got {what}")
 
 
-def _decoded(image: Any, max_pixels: int) -> Image.Image:
+def _decoded(image: Any, number: int, max_pixels: int) -> Image.Image:
     """Return RGB pixels by the one decoding that training used too."""
-    import io
-
     from toolkit.data.decode import UnreadableImage, decode, read_image
 
     try:
         if isinstance(image, (str, os.PathLike)):
             return read_image(image, max_pixels)[1]
-        written = io.BytesIO()
-        _as_image(image, 0).save(written, format="PNG")
-        return decode(written.getvalue(), max_pixels)
+        return decode(_as_png(image, number), max_pixels)
     except UnreadableImage as reason:
-        raise DataError(f"{image if isinstance(image, (str, os.PathLike)) else 'image'}: {reason}") from reason
+        what = os.fspath(image) if isinstance(image, (str, os.PathLike)) else f"image {number}"
+        raise DataError(f"{what}: {reason}") from reason
