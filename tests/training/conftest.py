@@ -1,16 +1,5 @@
-"""One thread a process: these networks are too small to share, and tests run beside each other."""
+"""Fixtures for the training room."""
 
-from __future__ import annotations
+from tests.training.tiny import one_thread
 
-from collections.abc import Iterator
-
-import pytest
-import torch
-
-
-@pytest.fixture(autouse=True, scope="package")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+__all__ = ["one_thread"]

@@ -11,7 +11,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.loggers.logger import Logger, rank_zero_only
+from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -152,7 +153,9 @@ def test_a_loader_of_ones_own_gives_normalised_floats(tmp_path):
 
 def test_a_network_and_a_head_of_ones_own(tmp_path):
     conv = nn.Conv2d(3, 6, 3, stride=2)
-    backbone = toolkit.as_backbone(nn.Sequential(conv, nn.Sequential(nn.ReLU(), nn.Conv2d(6, 5, 3))), preprocessing=SMALL)
+    backbone = toolkit.as_backbone(
+        nn.Sequential(conv, nn.Sequential(nn.ReLU(), nn.Conv2d(6, 5, 3))), preprocessing=SMALL
+    )
     head = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
     module = TransferModule(backbone, 3, cut=1, head=head, lr=0.05)
     frozen, start = conv.weight.detach().clone(), copied(head.state_dict())
@@ -172,7 +175,7 @@ def test_the_loss_is_torchs(smoothing, weights):
     weight = None if weights is None else torch.tensor(weights)
     wanted = nn.CrossEntropyLoss(weight=weight, label_smoothing=smoothing)(module(pixels), labels)
     assert torch.equal(given["loss"], wanted)
-    assert given["size"] == 6 and given["loss_sum"] == pytest.approx(float(wanted) * 6)
+    assert given["size"] == 6 and given["loss_sum"] == pytest.approx(wanted.item() * 6)
     assert given["hits"] == int((module(pixels).argmax(1) == labels).sum())
     assert "class_weights" not in module.state_dict()
 
@@ -180,7 +183,7 @@ def test_the_loss_is_torchs(smoothing, weights):
 def test_the_first_loss_is_ln_c():
     module = TransferModule(tiny_backbone(), 7)
     pixels = torch.randint(0, 256, (5, 3, 32, 32), dtype=torch.uint8)
-    assert float(module.training_step((pixels, torch.arange(5)), 0)["loss"]) == pytest.approx(math.log(7), rel=1e-6)
+    assert module.training_step((pixels, torch.arange(5)), 0)["loss"].item() == pytest.approx(math.log(7), rel=1e-6)
 
 
 def test_a_last_batch_of_one_does_no_harm(tmp_path):
@@ -210,7 +213,7 @@ def test_a_batch_of_none_gives_a_loss_of_zero_and_no_gradient():
     given = module.training_step(empty, 0)
     given["loss"].backward()
     trained = [p for p in module.parameters() if p.requires_grad]
-    assert float(given["loss"]) == 0 and given["size"] == 0
+    assert given["loss"].item() == 0 and given["size"] == 0
     assert trained and all(p.grad is not None and not p.grad.any() for p in trained)
     module.validation_step(empty, 0)
 

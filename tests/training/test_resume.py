@@ -19,6 +19,7 @@ from tests.photos import photo
 from tests.training.tiny import assert_equal, copied, folder_data, tiny_backbone
 from toolkit.data.datamodule import ImageFolderData
 from toolkit.errors import ArtifactError, Interrupted
+from toolkit.features.extract import extract
 from toolkit.training import fit as fit_module
 from toolkit.training.best import BEST
 from toolkit.training.checkpoints import LAST, WholeCheckpointIO
@@ -169,7 +170,9 @@ def test_stopped_once_anywhere(tmp_path, monkeypatch, undisturbed, stop, accumul
 
 
 def test_stopped_many_times(tmp_path, monkeypatch, undisturbed):
-    stops = [SignalAfter(batch, number=number) for batch, number in ((0, 2), (2, 15), (5, 2), (7, 15), (8, 2), (17, 15))]
+    stops = [
+        SignalAfter(batch, number=number) for batch, number in ((0, 2), (2, 15), (5, 2), (7, 15), (8, 2), (17, 15))
+    ]
     resumed = train(tmp_path / "run", monkeypatch, stops)
     assert resumed.parts == 7
     assert_same(resumed, undisturbed[1])
@@ -233,11 +236,10 @@ def test_patience_and_best_weights_resume(tmp_path, monkeypatch, stop):
     assert [row["epoch"] for row in expected.history] == ["0", "1", "2"]
     torch.manual_seed(1)
     assert_equal(expected.weights, copied(TransferModule(tiny_backbone(), 3, cut=1).network.state_dict()))
-    if stop == 13:  # the signal comes after the epoch that ended the run
-        stops = [SignalAfter(0, "on_train_end")]
-    else:
-        stops = [SignalAfter(stop)]
-    resumed = train(tmp_path / "run", monkeypatch, stops, **settings)
+    last = stop == 13  # the signal comes after the epoch that ended the run
+    resumed = train(
+        tmp_path / "run", monkeypatch, [SignalAfter(0, "on_train_end") if last else SignalAfter(stop)], **settings
+    )
     assert_same(resumed, expected)
 
 
@@ -357,7 +359,8 @@ def test_a_checkpoint_is_published_whole_and_loads_as_plain_data(tmp_path, monke
     assert checkpoint["global_step"] == 4
     assert not [path for path in run.iterdir() if path.name not in (LAST, "history.csv")]
 
-    def fails(*arguments: Any) -> None:
+    def fails(checkpoint: Any, path: Path) -> None:
+        path.write_bytes(b"the first half")
         raise OSError(28, "No space left on device")
 
     before = (run / LAST).read_bytes()
@@ -393,7 +396,9 @@ def fit_one(folder: Path, data: ImageFolderData, monkeypatch: pytest.MonkeyPatch
     make = fit_module.Trainer
     with monkeypatch.context() as patched:
         if extra is not None:
-            patched.setattr(fit_module, "Trainer", lambda *, callbacks, **keys: make(callbacks=[extra, *callbacks], **keys))
+            patched.setattr(
+                fit_module, "Trainer", lambda *, callbacks, **keys: make(callbacks=[extra, *callbacks], **keys)
+            )
         fit(
             TransferModule(tiny_backbone(), 3, cut=1),
             data,
@@ -413,3 +418,15 @@ def test_data_used_again_after_a_resume_skip_nothing(tmp_path, monkeypatch):
     assert sum(len(batch.rows) for batch in loader) == 21 - 4 * 4
     assert sum(len(batch.rows) for batch in loader) == 21
     assert sum(len(batch.rows) for batch in data.train_dataloader()) == 21
+
+
+def test_the_memory_format_does_not_depend_on_what_came_before(tmp_path):
+    """A run that has extracted features and its resumption, which extracts none, must use the same kernels."""
+    used, fresh = tiny_backbone(), tiny_backbone()
+    manifest = folder_data(tmp_path / "photos", COUNTS).manifest
+    extract(used, manifest, device=torch.device("cpu"), precision="32-true", workers=0, max_pixels=10**6)
+    strides = [
+        {name: p.stride() for name, p in TransferModule(backbone, 3, cut=1).named_parameters()}
+        for backbone in (used, fresh)
+    ]
+    assert strides[0] == strides[1]

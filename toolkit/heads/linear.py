@@ -23,7 +23,8 @@ class LinearHead(nn.Module):
         if n_classes < 1 or not widths:
             raise SettingError(f"head: at least one tap and one class expected, got {list(widths)} and {n_classes}")
         self.widths = tuple(widths)
-        self.linear = nn.Linear(sum(widths), n_classes)
+        with torch.random.fork_rng(devices=[]):
+            self.linear = nn.Linear(sum(widths), n_classes)
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 

@@ -39,7 +39,7 @@ class LogisticHead:
         """Fit on pooled features float32 (N, D) and labels int64 (N,) in 0..n_classes − 1."""
         inputs = unit_taps(torch.from_numpy(features), self.widths).numpy()
         self.nll_ = {strength: 0.0 for strength in self.strengths}
-        if len(self.strengths) > 1:
+        if len(self.strengths) > 1 and len(labels) > 1:
             for fit_rows, held_rows in self._folds(labels):
                 for strength, nll in self._path(inputs, labels, fit_rows, held_rows):
                     self.nll_[strength] += nll

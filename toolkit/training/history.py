@@ -98,18 +98,21 @@ class StepProgress(Callback):
     def __init__(self) -> None:
         self._counting = contextlib.ExitStack()
         self._counter: Counter | None = None
+        self._seen = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to count; a resumed run counts what is left."""
-        left = int(trainer.estimated_stepping_batches) - trainer.global_step
+        self._seen = trainer.global_step
+        left = int(trainer.estimated_stepping_batches) - self._seen
         self._counter = self._counting.enter_context(counting("training", left, "steps"))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Count an optimizer step."""
-        if self._counter is not None and (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
-            self._counter.advance(1)
+        """Count an optimizer step, if the batch ended in one."""
+        if self._counter is not None:
+            self._counter.advance(trainer.global_step - self._seen)
+            self._seen = trainer.global_step
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show the final count."""

@@ -57,6 +57,8 @@ class TransferNetwork(nn.Module):
         for stage, rule in zip(self.stages, spec.rules, strict=True):
             stage.requires_grad_(rule.trainable)
         self.head.requires_grad_(True)
+        # Kernels are chosen by memory format: a resumed run, which extracts nothing, must find the same one.
+        self.to(memory_format=torch.channels_last)
         self.train(False)
 
     def train(self, mode: bool = True) -> Self:
