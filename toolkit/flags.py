@@ -52,13 +52,18 @@ def parse(name: str, verb: Verb, function: Callable[..., Any], words: list[str])
 
     hints, parameters = get_type_hints(function, localns=_NO_TORCH), inspect.signature(function).parameters
     words, file = _without_config(_spelled_as_keys(words, parameters, hints))
-    values = {} if file is None else _from_yaml(file, parameters)
+    values = {} if file is None else _from_yaml(file, {key: hints[key] for key in parameters})
     parser = _parser(name, verb, function, hints, values)
     try:
-        parser.set_defaults(values)
-        if file is not None:
+        if file is not None:  # the parser takes null for anything, and any value for a flag without one
             elsewhere = {key: ["?"] if _is_list(hints[key]) else "?" for key in verb.positionals if key not in values}
             parser.parse_object({**elsewhere, **values})
+            for key, value in values.items():
+                if hints[key] is bool and not isinstance(value, bool):
+                    raise SettingError(f"{file}: {key}: true or false expected, got {value!r}")
+                if value is None and type(None) not in get_args(hints[key]):
+                    raise SettingError(f"{file}: {key}: a value expected, got null")
+        parser.set_defaults(values)
     except (jsonargparse.ArgumentError, TypeError, ValueError) as error:
         raise SettingError(f"{file}: {_one_line(str(error))}") from None
     try:
@@ -123,7 +128,7 @@ def _without_config(words: list[str]) -> tuple[list[str], str | None]:
     return rest, file
 
 
-def _from_yaml(file: str, keys: Iterable[str]) -> dict[str, Any]:
+def _from_yaml(file: str, hints: dict[str, Any]) -> dict[str, Any]:
     """Return the keys and values of a YAML file; SettingError unless it is a table of known keys."""
     import yaml
 
@@ -140,9 +145,11 @@ def _from_yaml(file: str, keys: Iterable[str]) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise SettingError(f"{file}: a table of keys and values expected, found a {type(content).__name__}")
     values = {str(key).replace("-", "_"): value for key, value in content.items()}
-    for key in values:
-        if key not in keys:
-            raise SettingError(f"{file}: {unknown_name('key', key, keys)}")
+    for key, value in values.items():
+        if key not in hints:
+            raise SettingError(f"{file}: {unknown_name('key', key, hints)}")
+        if _is_list(hints[key]) and not isinstance(value, (list, type(None))):
+            raise SettingError(f"{file}: {key}: a list such as [a, b] expected, got {value!r}")
     return values
 
 

@@ -84,12 +84,12 @@ class Options:
     def __post_init__(self) -> None:
         for key, known in NAMES.items():
             value = getattr(self, key)
-            if value not in known and (value is not None or key in ("strategy", "class_weights", "precision")):
+            if value not in known and not (value is None and getattr(Options, key) is None):
                 raise unknown_name(key, str(value), known)
         self._check_backbone()
         for key, (kind, test, wanted) in _RANGES.items():
             value = getattr(self, key)
-            if value is None:
+            if value is None and getattr(Options, key) is None:
                 continue
             number = isinstance(value, kind) and not isinstance(value, bool)
             if not number or not math.isfinite(value) or not test(value):

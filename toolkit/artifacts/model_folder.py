@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,9 @@ def _model_folder(path: Path) -> Path:
 
 def _rebuild(description: dict[str, Any], stages: Sequence[nn.Module] | None) -> TrainedModel:
     """Build the network that a description speaks of, its weights still random."""
+    policy = {key: value for key, value in description["decoding"].items() if key != "max_pixels"}
+    if policy != DECODING_POLICY:
+        raise ArtifactError("this model was trained on images decoded in another way than this version's; train again")
     preprocessing = Preprocessing.from_dict(description["preprocessing"])
     named = description["backbone"]
     if stages is not None:
@@ -114,7 +118,8 @@ def _rebuild(description: dict[str, Any], stages: Sequence[nn.Module] | None) ->
     elif named["weights"] == "custom":
         raise ArtifactError("this model has a backbone of your own: load it with load_model(path, stages=[…])")
     else:
-        backbone = build_backbone(named["name"], pretrained=False, image_size_px=preprocessing.crop_px)
+        built = build_backbone(named["name"], pretrained=False, image_size_px=preprocessing.crop_px)
+        backbone = replace(built, preprocessing=preprocessing)
     classes = tuple(description["classes"])
     rules = tuple(StageRule(bool(rule["trainable"]), float(rule["multiplier"])) for rule in description["stages"])
     head = LinearHead(description["head"]["widths"], len(classes))

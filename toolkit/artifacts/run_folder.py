@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 
 from toolkit.artifacts.model_folder import DESCRIPTION, WEIGHTS
 from toolkit.data.manifest import Manifest
@@ -21,7 +23,7 @@ from toolkit.storage import TEMPORARY_PREFIX, publish_json, publish_text, read_j
 CONFIG, PLAN, METRICS, HISTORY = "config.yaml", "plan.json", "metrics.json", "history.csv"
 PREDICTIONS, QUARANTINE = "predictions.csv", "quarantine.csv"
 PER_CLASS, CONFUSION, MISTAKES = "per_class.csv", "confusion.csv", "mistakes.csv"
-MODEL, CHECKPOINTS = "model", "checkpoints"
+MODEL, CHECKPOINTS, LOCK = "model", "checkpoints", "run.lock"
 FILES = (CONFIG, PLAN, METRICS, HISTORY, PREDICTIONS, QUARANTINE, PER_CLASS, CONFUSION, MISTAKES)
 
 
@@ -49,7 +51,7 @@ class RunFolder:
         return folder
 
     def check_free(self, *, overwrite: bool) -> None:
-        """Raise ArtifactError if the folder cannot take a new run; writes nothing."""
+        """Raise ArtifactError if the folder cannot take a new run, or a process is still working on the one in it."""
         try:
             present = {entry.name for entry in self.path.iterdir()} if os.path.lexists(self.path) else set()
         except OSError as error:
@@ -59,6 +61,9 @@ class RunFolder:
                 f"{self.path} already holds a run; choose another --out, go on with it by --resume {self.path}, or "
                 "replace it by --overwrite"
             )
+        if CONFIG in present and self.checkpoints.is_dir():  # a run in progress has them
+            with self.held():
+                pass
         if CONFIG not in present and any(not name.startswith(TEMPORARY_PREFIX) for name in present):
             raise ArtifactError(f"{self.path} is not empty and holds no run; choose another --out")
 
@@ -113,6 +118,25 @@ class RunFolder:
     def write_with(self, writer: Callable[..., None], name: str, *arguments: Any) -> None:
         """Call `writer(path, *arguments)` for a file of this folder."""
         writer(self.path / name, *arguments)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other processes out of this run while it is worked on; ArtifactError if one is in it already.
+
+        The lock goes with the process, however it ends.
+        """
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.checkpoints / LOCK)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise ArtifactError(
+                f"{self.path}: another process is working on this run; wait for it, or choose another --out"
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
 
     def drop_checkpoints(self) -> None:
         """Remove the checkpoints of a finished run."""

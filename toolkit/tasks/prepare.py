@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -17,7 +17,7 @@ from toolkit.backbones.catalog import as_backbone, build_backbone
 from toolkit.backbones.taps import check_taps, default_taps, tap_widths
 from toolkit.data.manifest import TRAIN, Manifest
 from toolkit.data.split import assign_splits
-from toolkit.errors import ArtifactError, DataError
+from toolkit.errors import ArtifactError, DataError, SettingError
 from toolkit.features.extract import extract
 from toolkit.hardware import resolve_precision
 from toolkit.heads.linear import LinearHead
@@ -54,7 +54,11 @@ class Prepared:
 def open_backbone(options: Options, *, pretrained: bool = True) -> Backbone:
     """Return the backbone that the options name, with random weights for `scratch` or where its shape is enough."""
     if not isinstance(options.backbone, str):
-        return as_backbone(options.backbone)
+        if options.weights is not None:
+            raise SettingError("weights: load them into a backbone of your own before you give it")
+        own = as_backbone(options.backbone)
+        size = options.image_size
+        return own if size is None else replace(own, preprocessing=own.preprocessing.at_image_size(size))
     return build_backbone(
         options.backbone,
         weights=options.weights,

@@ -113,7 +113,8 @@ def start_run(data: str | os.PathLike[str] | Manifest, out: str, options: Option
     source = str(manifest.root) if isinstance(data, Manifest) else str(Path(data).expanduser().absolute())
     folder = RunFolder.create(where, {"data": source, "out": str(where), **options.to_dict()}, overwrite=overwrite)
     say(str(manifest))
-    return _go(folder, manifest, options, backbone, clock)
+    with folder.held():
+        return _go(folder, manifest, options, backbone, clock)
 
 
 def resume_run(path: str | os.PathLike[str], own_backbone: Any = None) -> Run:
@@ -140,7 +141,8 @@ def resume_run(path: str | os.PathLike[str], own_backbone: Any = None) -> Run:
     clock = Stopwatch()
     with clock.part("scan"):
         manifest = scan(data, max_pixels=options.max_pixels)
-    return _go(folder, manifest, options, open_backbone(options), clock)
+    with folder.held():
+        return _go(folder, manifest, options, open_backbone(options), clock)
 
 
 def _go(folder: RunFolder, manifest: Manifest, options: Options, backbone: Backbone, clock: Stopwatch) -> Run:
@@ -222,6 +224,7 @@ def _score(
             with torch.inference_mode():
                 logits = model.network.head(torch.from_numpy(prepared.features[rows]))
             return manifest, predictions_of(model.classes, manifest, rows, logits)
+        rows = rows[~np.isin(rows, list(failures))]  # a file that failed once is not scored if it comes back
         predictions, lost = predict_rows(model, manifest, rows, device=device, workers=prepared.workers)
     return manifest.without([*failures.items(), *lost]), predictions
 

@@ -1,0 +1,83 @@
+"""The run folder as an object: what it refuses, what it removes, and when it counts as finished."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from toolkit.artifacts.run_folder import FILES, RunFolder
+from toolkit.errors import ArtifactError
+from toolkit.storage import TEMPORARY_PREFIX
+
+
+def test_a_new_folder_holds_its_config_alone(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path / "a/b", {"seed": 3, "data": "Größe"}, overwrite=False)
+    assert [file.name for file in folder.path.iterdir()] == ["config.yaml"]
+    assert folder.config() == {"seed": 3, "data": "Größe"}
+    assert "Größe" in (folder.path / "config.yaml").read_text(encoding="utf-8")
+    assert not folder.finished
+    folder.write("metrics.json", {})
+    assert folder.finished and RunFolder.open(folder.path).finished
+
+
+def test_an_empty_folder_will_do_and_so_will_one_where_a_kill_left_a_temporary_file(tmp_path: Path) -> None:
+    (tmp_path / f"{TEMPORARY_PREFIX}1234-config.yaml").write_text("half")
+    assert RunFolder.create(tmp_path, {"seed": 1}, overwrite=False).config() == {"seed": 1}
+
+
+def test_overwriting_removes_what_a_run_writes_and_nothing_else(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path / "run", {"seed": 1}, overwrite=False)
+    for name in (*FILES[1:], "mine.txt", "model/model.json", "model/model.safetensors", "checkpoints/last.ckpt"):
+        (folder.path / name).parent.mkdir(exist_ok=True)
+        (folder.path / name).write_text("old")
+    RunFolder.create(folder.path, {"seed": 2}, overwrite=True)
+    assert sorted(file.name for file in folder.path.iterdir()) == ["config.yaml", "mine.txt"]
+    assert folder.config() == {"seed": 2}
+
+
+def test_the_proof_of_being_finished_goes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = RunFolder.create(tmp_path / "run", {"seed": 1}, overwrite=False)
+    folder.write("metrics.json", {})
+    removed: list[str] = []
+    unlink = Path.unlink
+    monkeypatch.setattr(
+        Path, "unlink", lambda self, missing_ok=False: (removed.append(self.name), unlink(self, missing_ok))
+    )
+    RunFolder.create(folder.path, {"seed": 2}, overwrite=True)
+    assert removed[0] == "metrics.json"
+
+
+def test_checking_writes_nothing(tmp_path: Path) -> None:
+    RunFolder(tmp_path / "new").check_free(overwrite=False)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "other.txt").write_text("x")
+    with pytest.raises(ArtifactError, match="is not empty and holds no run"):
+        RunFolder(tmp_path).check_free(overwrite=True)
+
+
+def test_damaged_files_are_named(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path, {"seed": 1}, overwrite=False)
+    with pytest.raises(ArtifactError, match=r"plan.json cannot be read \(FileNotFoundError\)"):
+        folder.read("plan.json")
+    (tmp_path / "plan.json").write_text("{")
+    with pytest.raises(ArtifactError, match=r"plan.json cannot be read \(JSONDecodeError\)"):
+        folder.read("plan.json")
+    (tmp_path / "config.yaml").write_bytes(b"\xff")
+    with pytest.raises(ArtifactError, match=r"config.yaml cannot be read \(UnicodeDecodeError\)"):
+        folder.config()
+    with pytest.raises(ArtifactError, match="holds no run"):
+        RunFolder.open(tmp_path / "elsewhere")
+
+
+def test_a_run_that_is_worked_on_is_neither_resumed_nor_overwritten(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path / "run", {"seed": 0}, overwrite=False)
+    with folder.held():
+        with pytest.raises(ArtifactError, match="another process is working"), RunFolder.open(folder.path).held():
+            raise AssertionError("held twice")
+        with pytest.raises(ArtifactError, match="another process is working"):
+            RunFolder.create(folder.path, {"seed": 1}, overwrite=True)
+    assert folder.config() == {"seed": 0}
+    with RunFolder.open(folder.path).held():  # free again
+        pass
+    assert RunFolder.create(folder.path, {"seed": 1}, overwrite=True).config() == {"seed": 1}

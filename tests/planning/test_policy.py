@@ -1,0 +1,151 @@
+"""From counts to a plan: the thresholds, the epochs, and that what a person sets wins."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from toolkit.data.manifest import TEST, TRAIN, VAL, Manifest
+from toolkit.errors import SettingError
+from toolkit.options import Options
+from toolkit.plan import TransferPlan
+from toolkit.planning.facts import Facts, facts_of
+from toolkit.planning.policy import choose_strategy, epochs_for, freezing, make_plan
+
+
+def facts(n_train: int, typical: float = 100.0) -> Facts:
+    return Facts(n_train, 10, 0, 5, 3, typical)
+
+
+def make(options: Options, n_train: int = 100, **changes: Any) -> TransferPlan:
+    settings = {"backbone": "net", "n_stages": 8, "taps": (5, 6, 7), "image_size_px": 224, **changes}
+    return make_plan(facts(n_train), options, **settings)
+
+
+def test_facts_count_what_is_there() -> None:
+    manifest = Manifest(
+        Path(),
+        ("a", "b", "c"),
+        tuple("123456789"),
+        np.array([0, 0, 0, 1, 1, 2, 0, 1, -1]),
+        np.array([TRAIN] * 6 + [VAL, VAL, TEST], dtype=np.int8),
+    )
+    assert facts_of(manifest) == Facts(6, 2, 1, 3, 1, 2.0)
+    assert facts_of(manifest).to_dict() == {
+        "n_train": 6,
+        "n_val": 2,
+        "n_test": 1,
+        "n_classes": 3,
+        "min_per_class": 1,
+        "median_per_class": 2.0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("n_train", "typical", "strategy"),
+    [
+        (2, 1, "head"),
+        (1_999, 500, "head"),
+        (2_000, 500, "partial"),
+        (2_000, 20, "partial"),
+        (2_000, 19.5, "head"),
+        (19_999, 500, "partial"),
+        (20_000, 500, "full"),
+        (1_000_000, 19, "head"),
+    ],
+)
+def test_the_strategy_follows_the_counts(n_train: int, typical: float, strategy: str) -> None:
+    chosen, reason = choose_strategy(facts(n_train, typical))
+    assert chosen == strategy
+    assert str(n_train) in reason or f"{typical:g}" in reason
+
+
+@given(st.sampled_from(["partial", "full", "scratch"]), st.integers(1, 10**6), st.integers(1, 1024))
+def test_epochs_stay_in_range_and_fall_with_the_set(strategy: str, n_train: int, batch_size: int) -> None:
+    epochs = epochs_for(strategy, n_train, batch_size)
+    assert 5 <= epochs <= 30
+    assert epochs_for(strategy, n_train * 2, batch_size) <= epochs
+
+
+@pytest.mark.parametrize(
+    ("strategy", "n_train", "epochs"),
+    [
+        ("partial", 10, 30),
+        ("partial", 32 * 25, 20),
+        ("full", 32 * 25 + 1, 20),
+        ("scratch", 32 * 100, 20),
+        ("full", 10**6, 5),
+    ],
+)
+def test_epochs_give_the_wanted_steps(strategy: str, n_train: int, epochs: int) -> None:
+    assert epochs_for(strategy, n_train, 32) == epochs
+
+
+def test_what_trains_by_strategy() -> None:
+    assert freezing("head", 8, None).cut == 8
+    assert freezing("full", 8, None).cut == 0
+    assert freezing("scratch", 8, None).cut == 0
+    assert freezing("partial", 8, None).cut == 6
+    assert freezing("partial", 8, 3).cut == 3
+    assert freezing("partial", 1, None).cut == 0
+    assert [rule.multiplier for rule in freezing("partial", 8, None).rules] == [0.0] * 6 + [0.01, 0.1]
+    assert {rule.multiplier for rule in freezing("scratch", 8, None).rules} == {1.0}
+
+
+@pytest.mark.parametrize("cut", [0, 8, 99])
+def test_a_cut_that_partial_cannot_have(cut: int) -> None:
+    with pytest.raises(SettingError, match=f"cut: 1 to 7 expected for the 8 stages of this backbone, got {cut}"):
+        freezing("partial", 8, cut)
+
+
+def test_head_needs_no_rate_and_no_epochs() -> None:
+    plan = make(Options(strategy="head"))
+    assert (plan.cut, plan.lr, plan.weight_decay, plan.epochs, plan.views) == (8, None, None, None, 1)
+    assert plan.augmentation == "none"
+    assert plan.multipliers == (0.0,) * 8 + (1.0,)
+
+
+def test_defaults_of_a_trained_strategy() -> None:
+    plan = make(Options(strategy="partial"))
+    assert (plan.cut, plan.lr, plan.weight_decay, plan.epochs, plan.views) == (6, 1e-3, 0.01, 30, 30)
+    assert plan.multipliers == (0.0,) * 6 + (0.01, 0.1, 1.0)
+    assert plan.overridden == ("strategy",)
+    assert any("never from noise" in reason for reason in plan.reasons)
+    assert not any("never from noise" in reason for reason in make(Options(strategy="scratch")).reasons)
+
+
+def test_what_was_set_wins_and_is_named() -> None:
+    given = {"cut": 4, "taps": [7], "epochs": 9, "lr": 0.5, "weight_decay": 0.0, "augment": "crop", "views": 2}
+    plan = make(Options(strategy="partial", image_size=64, **given), taps=(7,), image_size_px=64)  # type: ignore[arg-type]
+    assert (plan.cut, plan.taps, plan.epochs, plan.lr, plan.weight_decay) == (4, (7,), 9, 0.5, 0.0)
+    assert (plan.augmentation, plan.views, plan.image_size) == ("crop", 2, 64)
+    assert set(plan.overridden) == {*given, "image_size", "strategy"}
+
+
+def test_auto_refuses_what_its_choice_does_not_use_and_says_why() -> None:
+    with pytest.raises(SettingError, match=r"epochs is not used by .*'head', which auto chose \(100 training"):
+        make(Options(epochs=3))
+    assert make(Options(epochs=3), n_train=5_000).epochs == 3
+    with pytest.raises(SettingError, match="cut is not used by the strategy 'full'"):
+        make(Options(cut=3), n_train=50_000)
+
+
+def test_a_trained_last_stage_must_be_seen_by_the_head() -> None:
+    with pytest.raises(SettingError, match="add 7 to the taps"):
+        make(Options(strategy="full"), taps=(3, 6))
+    assert make(Options(strategy="head"), taps=(3, 6)).taps == (3, 6)
+
+
+@given(st.integers(2, 200_000), st.floats(1, 1_000), st.integers(1, 30))
+def test_auto_always_gives_a_plan_that_holds_together(n_train: int, typical: float, n_stages: int) -> None:
+    plan = make_plan(
+        facts(n_train, typical), Options(), backbone="net", n_stages=n_stages, taps=(n_stages - 1,), image_size_px=64
+    )
+    assert len(plan.multipliers) == n_stages + 1
+    assert plan.freeze_spec().cut == plan.cut
+    assert TransferPlan.from_dict(plan.to_dict()) == plan

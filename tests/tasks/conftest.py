@@ -1,0 +1,45 @@
+"""Runs that many tests read; whoever changes one copies it first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from threadpoolctl import threadpool_limits
+
+from tests.photos import make_photos
+from tests.tasks.small import run
+from toolkit.tasks.run import Run
+
+Runs = Callable[[str], Run]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Keep torch and NumPy on one thread: for images this small more only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with threadpool_limits(1):
+        yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder of 3 classes with 10 photographs each, in the layout DIR/CLASS."""
+    return make_photos(tmp_path_factory.mktemp("session") / "photos", {"cat": 10, "dog": 10, "owl": 10})
+
+
+@pytest.fixture(scope="session")
+def runs(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """Return a function from a strategy to its run on `photos`, made once."""
+    made: dict[str, Run] = {}
+
+    def of(strategy: str) -> Run:
+        if strategy not in made:
+            made[strategy] = run(photos, tmp_path_factory.mktemp(strategy) / "run", strategy)
+        return made[strategy]
+
+    return of

@@ -1,0 +1,141 @@
+"""ImageClassifier: fit(images, labels), predict(images), in the notes' shape."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import toolkit
+from tests.photos import photo
+from tests.tasks.small import SMALL
+from toolkit.errors import ArtifactError, DataError, SettingError, ToolkitError
+from toolkit.tasks.classifier import ImageClassifier
+
+N = 8
+
+
+def images(kind: str) -> tuple[list[Any], list[str]]:
+    made = [photo(number % 2, number) for number in range(2 * N)]
+    labels = [("square", "circle")[number % 2] for number in range(2 * N)]
+    return ([np.asarray(image) for image in made] if kind == "arrays" else made), labels
+
+
+@pytest.fixture(scope="module")
+def fitted() -> ImageClassifier:
+    return ImageClassifier(**SMALL).fit(*images("PIL"))
+
+
+def test_train_then_predict(fitted: ImageClassifier) -> None:
+    given, labels = images("PIL")
+    assert fitted.classes_.tolist() == ["circle", "square"]
+    predicted = fitted.predict(given)
+    assert predicted.shape == (2 * N,) and predicted.dtype.kind == "U"
+    assert (predicted == np.array(labels)).mean() > 0.8
+    chances = fitted.predict_proba(given)
+    assert chances.shape == (2 * N, 2) and chances.dtype == np.float32
+    np.testing.assert_allclose(chances.sum(axis=1), 1, atol=1e-6)
+    assert fitted.metrics_["val"]["n"] == 4 and fitted.metrics_["train"]["n"] == 12
+    assert toolkit.ImageClassifier is ImageClassifier
+
+
+def test_paths_images_and_arrays_are_the_same(fitted: ImageClassifier, tmp_path: Path) -> None:
+    given, labels = images("PIL")
+    paths = []
+    for number, image in enumerate(given):
+        image.save(tmp_path / f"{number:02}.png")
+        paths.append(tmp_path / f"{number:02}.png")
+    arrays = images("arrays")[0]
+    expected = fitted.predict_proba(given)
+    for same in (arrays, np.stack(arrays), paths, [str(path) for path in paths]):
+        np.testing.assert_array_equal(fitted.predict_proba(same), expected)
+    from_paths = ImageClassifier(**SMALL).fit(paths, labels)
+    assert from_paths.metrics_["val"]["n"] == 4
+    assert (from_paths.predict(given) == fitted.predict(given)).mean() > 0.8
+
+
+def test_images_of_every_mode(fitted: ImageClassifier) -> None:
+    rgb = photo(0, 0)
+    for mode in ("L", "P", "RGBA", "CMYK", "1", "F", "HSV", "LA", "I;16"):
+        image = rgb.convert("L").convert("I").convert(mode) if mode == "I;16" else rgb.convert(mode)
+        assert fitted.predict([image]).shape == (1,), mode
+    grey = np.asarray(rgb.convert("L"))
+    np.testing.assert_array_equal(fitted.predict_proba([grey]), fitted.predict_proba([rgb.convert("L")]))
+
+
+def test_an_image_is_turned_as_its_exif_says(fitted: ImageClassifier, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    photo(0, 0).rotate(90, expand=True).save(tmp_path / "turned.png", exif=exif)
+    np.testing.assert_array_equal(
+        fitted.predict_proba([Image.open(tmp_path / "turned.png")]), fitted.predict_proba([tmp_path / "turned.png"])
+    )
+
+
+def test_more_images_than_a_pass_takes_and_none_at_all(fitted: ImageClassifier) -> None:
+    many = [photo(number % 2, number) for number in range(35)]
+    np.testing.assert_array_equal(fitted.predict_proba(many)[33], fitted.predict_proba(many[33:34])[0])
+    assert fitted.predict([]).shape == (0,) and fitted.predict_proba([]).shape == (0, 2)
+
+
+def test_labels_of_any_kind_become_names() -> None:
+    given, labels = images("arrays")
+    model = ImageClassifier(**SMALL).fit(np.stack(given), np.array([label == "circle" for label in labels]).astype(int))
+    assert model.classes_.tolist() == ["0", "1"]
+
+
+def test_the_run_folder_can_be_kept(tmp_path: Path) -> None:
+    given, labels = images("PIL")
+    out = str(tmp_path / "run")
+    model = ImageClassifier(out=out, **SMALL).fit(given, labels)
+    assert (tmp_path / "run/metrics.json").exists()
+    loaded = toolkit.load_model(out)
+    assert loaded.classes == tuple(model.classes_)
+    with pytest.raises(ArtifactError, match="already holds a run"):
+        ImageClassifier(out=out, **SMALL).fit(given, labels)
+    ImageClassifier(out=out, overwrite=True, **SMALL).fit(given, labels)
+
+
+def test_the_constructor_stores_and_fit_checks() -> None:
+    given, labels = images("PIL")
+    with pytest.raises(SettingError, match=r"^ImageClassifier: unexpected keyword argument 'epoch'$"):
+        ImageClassifier(epoch=3).fit(given, labels)
+    with pytest.raises(SettingError, match="unknown backbone 'x'"):
+        ImageClassifier(backbone="x").fit(given, labels)
+    with pytest.raises(ToolkitError, match="call fit"):
+        ImageClassifier().predict(given)
+
+
+def test_wrong_input_is_named(fitted: ImageClassifier, tmp_path: Path) -> None:
+    given, labels = images("PIL")
+    model = ImageClassifier(**SMALL)
+    for wrong, wanted in (
+        ([np.zeros((4, 4, 3), np.float32)], "image 0: .* got float32 array"),
+        ([np.zeros((4, 4, 4), np.uint8)], r"got uint8 array \(4, 4, 4\)"),
+        ([np.zeros(4, np.uint8)], r"got uint8 array \(4,\)"),
+        ([None], "got NoneType"),
+    ):
+        with pytest.raises(DataError, match=wanted):
+            model.fit([*wrong, *given], ["a", *labels])
+        with pytest.raises(DataError, match=wanted):
+            fitted.predict(wrong)
+    with pytest.raises(DataError, match="as many labels as images expected, got 16 images and 3 labels"):
+        model.fit(given, labels[:3])
+    with pytest.raises(DataError, match="at least one image expected, got none"):
+        model.fit([], [])
+    with pytest.raises(DataError, match="at least 2 classes"):
+        model.fit(given, ["same"] * len(given))
+    for one in ("photo.jpg", tmp_path, given[0]):
+        with pytest.raises(DataError, match="a list of images expected, got one"):
+            fitted.predict(one)
+    with pytest.raises(DataError, match=r"gone\.jpg: No such file"):
+        fitted.predict([tmp_path / "gone.jpg"])
+
+
+def test_a_path_that_cannot_be_read_is_left_out_of_the_training(tmp_path: Path) -> None:
+    given, labels = images("PIL")
+    model = ImageClassifier(**SMALL).fit([*given, tmp_path / "gone.jpg"], [*labels, "circle"])
+    assert model.metrics_["quarantined"] == 1 and model.metrics_["used"] == 2 * N

@@ -1,0 +1,133 @@
+"""evaluate: a saved model on labelled data, never on an image that it was trained on unless asked to."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.photos import make_photos
+from tests.tasks.conftest import Runs
+from tests.tasks.small import run
+from toolkit.cli import main
+from toolkit.errors import ArtifactError, DataError, SettingError
+from toolkit.tasks.evaluate import Evaluation, evaluate
+
+
+def score(model: Path, data: Path, **more: str) -> Evaluation:
+    return evaluate(str(model), str(data), device="cpu", workers=0, **more)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("strategy", ["head", "partial"])
+def test_on_its_own_folder_a_run_is_scored_on_its_own_val(
+    runs: Runs, photos: Path, strategy: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for model in (runs(strategy).path, runs(strategy).model_path):
+        found = score(model, photos)
+        assert found.split == "val"
+        expected = runs(strategy).metrics["val"]
+        assert found.scores.n == expected["n"] and found.scores.accuracy == expected["accuracy"]
+        assert found.scores.nll == pytest.approx(expected["nll"], abs=1e-4)
+    assert "its own split is used again" in capsys.readouterr().err
+
+
+def test_no_training_image_is_scored_though_files_proved_broken(tmp_path: Path) -> None:
+    data = make_photos(tmp_path / "data", {"cat": 10, "dog": 10})
+    validated = {row["path"] for row in table(run(data, tmp_path / "first").path / "predictions.csv")}
+    for path in sorted(validated)[:3]:
+        (data / path).write_bytes((data / path).read_bytes()[:700])
+    result = run(data, tmp_path / "run")
+    rows = table(result.path / "predictions.csv")
+    assert {row["path"] for row in rows} != validated and result.metrics["quarantined"] == 3
+    score(result.path, data, out=str(tmp_path / "scores"))
+    assert table(tmp_path / "scores/predictions.csv") == rows
+
+
+def table(file: Path) -> list[dict[str, str]]:
+    with open(file, encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_the_splits(runs: Runs, photos: Path, tmp_path: Path) -> None:
+    model = runs("head").path
+    assert {split: score(model, photos, split=split).scores.n for split in ("val", "train", "all")} == {
+        "val": 6,
+        "train": 24,
+        "all": 30,
+    }
+    with pytest.raises(DataError, match="there are no labelled images in test"):
+        score(model, photos, split="test")
+    with pytest.raises(SettingError, match="unknown split 'valid'; did you mean one of: val"):
+        score(model, photos, split="valid")
+    data = make_photos(tmp_path / "data/train", {"cat": 3, "dog": 3}).parent
+    make_photos(data / "val", {"cat": 2})
+    assert (score(model, data).split, score(model, data).scores.n) == ("val", 2)
+    make_photos(data / "test", {"dog": 1})
+    assert (score(model, data).split, score(model, data).scores.n) == ("test", 1)
+    shutil.move(data / "test/dog/000.jpg", data / "test/000.jpg")
+    shutil.rmtree(data / "test/dog")
+    assert score(model, data).split == "val"
+
+
+def test_new_photographs_are_scored_all(runs: Runs, tmp_path: Path) -> None:
+    data = make_photos(tmp_path / "new", {"cat": 3, "owl": 2}, seed=5)
+    found = score(runs("head").path, data)
+    assert (found.split, found.scores.n, found.quarantined) == ("all", 5, 0)
+    one_class = make_photos(tmp_path / "one", {"owl": 3}, seed=6)
+    assert score(runs("head").path, one_class).scores.n == 3
+
+
+def test_a_class_that_the_model_does_not_know_is_named(runs: Runs, tmp_path: Path) -> None:
+    data = make_photos(tmp_path / "new", {"cat": 2, "yak": 2})
+    with pytest.raises(DataError, match="class 'yak' is unknown to the model, which has: cat, dog, owl"):
+        score(runs("head").path, data)
+
+
+def test_files_that_cannot_be_read_are_counted(runs: Runs, tmp_path: Path) -> None:
+    data = make_photos(tmp_path / "new", {"cat": 3, "owl": 2})
+    (data / "cat/000.jpg").write_bytes((data / "cat/000.jpg").read_bytes()[:700])
+    (data / "cat/001.jpg").write_bytes(b"")
+    found = score(runs("head").path, data)
+    assert (found.scores.n, found.quarantined) == (3, 2)
+    assert str(found).startswith("all: accuracy ") and str(found).endswith("; 2 files quarantined")
+    for file in data.rglob("*.jpg"):
+        file.write_bytes(file.read_bytes()[:700])
+    with pytest.raises(DataError, match=r"none of the \d images can be read; the first: "):
+        score(runs("head").path, data)
+
+
+def test_tables_and_json(runs: Runs, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "deep/scores"
+    words = [str(runs("head").path), str(photos), "--out", str(out), "--json", "--workers", "0", "--split", "all"]
+    assert main(["evaluate", *words]) == 0
+    scores = json.loads(capsys.readouterr().out)
+    expected = ["split", "n", "accuracy", "accuracy_ci95", "balanced_accuracy", "macro_f1", "nll", "ece", "quarantined"]
+    assert list(scores) == expected and (scores["split"], scores["n"]) == ("all", 30)
+    names = {"predictions.csv", "per_class.csv", "confusion.csv", "mistakes.csv"}
+    assert {file.name for file in out.iterdir()} == names
+    rows = table(out / "predictions.csv")
+    assert len(rows) == 30 and sum(row["label"] == row["prediction"] for row in rows) / 30 == scores["accuracy"]
+
+
+def test_an_output_that_cannot_be_is_refused_before_the_work(runs: Runs, photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ArtifactError, match="file: cannot be written"):
+        score(runs("head").path, photos, out=str(tmp_path / "file"))
+    shutil.copytree(runs("head").path, tmp_path / "run")
+    with pytest.raises(ArtifactError, match="holds a run, whose tables would be replaced"):
+        score(tmp_path / "run", photos, split="all", out=str(tmp_path / "run"))
+    assert len(table(tmp_path / "run/predictions.csv")) == 6
+
+
+def test_a_run_whose_predictions_are_gone_cannot_say_what_was_trained_on(
+    runs: Runs, photos: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(runs("head").path, tmp_path / "run")
+    (tmp_path / "run/predictions.csv").unlink()
+    with pytest.raises(DataError, match="only it says which images were not trained on"):
+        score(tmp_path / "run", photos)
+    shutil.copytree(tmp_path / "run/model", tmp_path / "alone")
+    assert score(tmp_path / "alone", photos).split == "all"

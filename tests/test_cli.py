@@ -1,0 +1,281 @@
+"""The doors: one signature for Python, flags and YAML; light until work begins; results on stdout alone."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import toolkit
+from tests.photos import make_photos
+from toolkit import flags
+from toolkit.cli import OVERVIEW, VERBS, main
+from toolkit.errors import Interrupted
+from toolkit.options import Options
+
+HEAVY = ("torch", "torchvision", "lightning", "numpy", "PIL", "timm", "sklearn", "torchmetrics", "safetensors", "rich")
+PYTHON_OF = {"plan": "plan_transfer", "features": "extract_features"}
+
+
+def signature(verb: str) -> dict[str, Any]:
+    return {name: p.default for name, p in inspect.signature(VERBS[verb].function()).parameters.items()}
+
+
+def python(code: str, *arguments: str, **settings: Any) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False, **settings)
+
+
+def test_options_are_the_keywords_of_finetune() -> None:
+    keywords = {k: v for k, v in signature("finetune").items() if k not in ("data", "out", "resume", "overwrite")}
+    assert keywords == {field.name: field.default for field in dataclasses.fields(Options)}
+
+
+@pytest.mark.parametrize("verb", ["plan", "features"])
+def test_other_verbs_share_keys_and_defaults(verb: str) -> None:
+    shared = signature("finetune")
+    for key, default in signature(verb).items():
+        if key not in ("data", "out"):
+            assert shared[key] == default, key
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_parameter_is_a_flag_and_is_described(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    function = VERBS[verb].function()
+    described = flags._described(function)
+    assert set(described) == set(signature(verb))
+    assert main([verb, "--help"]) == 0
+    shown = capsys.readouterr().out
+    words = shown.replace(",", " ").split()
+    for key in signature(verb):
+        name = key.upper() if key in VERBS[verb].positionals else f"--{key}"
+        assert name in words, key
+    assert not any(text in shown for text in ("typing", "<class", "Optional", "type:", "NoneType"))
+    assert max(map(len, shown.splitlines())) <= 100
+
+
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in ("demo", "backbones")])
+def test_every_verb_is_a_function_of_the_package(verb: str) -> None:
+    assert getattr(toolkit, PYTHON_OF.get(verb, verb)) is VERBS[verb].function()
+
+
+def test_the_overview_names_every_verb_and_what_matters(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["--help"], ["-h"], ["help"]):
+        assert main(arguments) == 0
+        assert capsys.readouterr().out == OVERVIEW
+    for verb in VERBS:
+        assert f"\n  {verb} " in OVERVIEW
+    listed = [line.split()[0].removeprefix("--") for line in OVERVIEW.splitlines() if line.startswith("  --")]
+    assert len(listed) == 6 and set(listed) <= set(VERBS["finetune"].main)
+    assert OVERVIEW.count("toolkit finetune PHOTOS") == 2 and "toolkit features PHOTOS" in OVERVIEW
+    assert max(map(len, OVERVIEW.splitlines())) <= 100
+
+
+def test_the_commands_of_the_overview_parse() -> None:
+    jobs = [line.partition("  toolkit ")[2] for line in OVERVIEW.splitlines() if "  toolkit " in line]
+    assert len(jobs) == 3
+    for job in jobs:
+        verb, *words = job.split()
+        assert flags.parse(verb, VERBS[verb], VERBS[verb].function(), words)["data"] == "PHOTOS"
+
+
+def test_nothing_and_nonsense_end_with_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == main(["--debug"]) == 2
+    assert main(["finetnue", "x"]) == 2
+    assert "error: unknown verb 'finetnue'; did you mean one of: finetune" in capsys.readouterr().err
+
+
+def test_the_version_is_the_installed_one(capsys: pytest.CaptureFixture[str]) -> None:
+    import importlib.metadata
+
+    assert main(["--version"]) == main(["-V"]) == 0
+    assert capsys.readouterr().out.split() == [importlib.metadata.version("transfer-toolkit")] * 2
+
+
+def parsed(verb: str, *words: str) -> dict[str, Any]:
+    return flags.parse(verb, VERBS[verb], VERBS[verb].function(), list(words))
+
+
+def test_flags_become_keywords() -> None:
+    values = parsed(
+        "finetune", "photos", "--out=a-b", "--image-size", "32", "--lr=1e-3", "--overwrite", "--val", "0.25"
+    )
+    expected = {"data": "photos", "out": "a-b", "image_size": 32, "lr": 1e-3, "overwrite": True, "val": 0.25}
+    assert values == {**signature("finetune"), **expected}
+
+
+@pytest.mark.parametrize("words", [["--taps", "6,7"], ["--taps=6,7"], ["--taps", "[6, 7]"], ["--taps=[6,7]"]])
+def test_lists_of_numbers_take_commas(words: list[str]) -> None:
+    assert parsed("finetune", "photos", *words)["taps"] == [6, 7]
+    assert parsed("finetune", *words, "photos")["data"] == "photos"
+
+
+def test_dashes_and_underscores_are_the_same() -> None:
+    assert parsed("features", "p", "--image-size=32") == parsed("features", "p", "--image_size", "32")
+
+
+def test_flags_may_stand_anywhere() -> None:
+    for text in ("--device cpu m a b", "m a b --device cpu", "m --device=cpu a b"):
+        values = parsed("predict", *text.split())
+        assert (values["model"], values["paths"], values["device"]) == ("m", ["a", "b"], "cpu")
+
+
+def test_a_yaml_key_is_a_flag_and_flags_win(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("data: here\ntaps: [6, 7]\nlr: 1e-3\nimage-size: 64\noverwrite: true\nval: 0.5\nepochs: null\n")
+    values = parsed("finetune", "--config", str(file), "--val", "0.1", "--taps", "7")
+    expected = {"data": "here", "taps": [7], "lr": 1e-3, "image_size": 64, "overwrite": True, "val": 0.1}
+    assert values == {**signature("finetune"), **expected}
+    assert parsed("finetune", "there", f"--config={file}")["data"] == "there"
+    file.write_text("model: m\npaths: [a, b]\n")
+    assert parsed("predict", "--config", str(file))["paths"] == ["a", "b"]
+    assert parsed("predict", "n", "c", "--config", str(file)) == {**signature("predict"), "model": "n", "paths": ["c"]}
+    file.write_text("")
+    assert parsed("plan", "p", "--config", str(file)) == {**signature("plan"), "data": "p", "json": False}
+
+
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if signature(verb)])
+def test_all_defaults_of_a_verb_are_a_valid_yaml_file(verb: str, tmp_path: Path) -> None:
+    positional = {key: ["x"] if key == "paths" else "x" for key in VERBS[verb].positionals}
+    values = {**signature(verb), **positional}
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(values))
+    found = parsed(verb, "--config", str(tmp_path / "c.yaml"))
+    found.pop("json", None)
+    assert found == values
+
+
+def test_plan_is_printed_with_the_command_that_carries_it_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = make_photos(tmp_path / "my photos", {"cat": 5, "dog": 5})
+    given = ["--seed", "3", "--val", "0.4", "--strategy", "partial", "--batch_size", "4", "--views", "2", "--cut", "5"]
+    assert main(["plan", str(data), "--image_size", "32", *given]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.startswith("plan: partial (head and stages 5 to 7) on efficientnet_lite0 at 32 px\n")
+    import shlex
+
+    words = shlex.split(captured.out.partition("to carry it out:\n")[2])
+    assert words[:2] == ["toolkit", "finetune"]
+    values = parsed("finetune", *words[2:])
+    again = toolkit.plan_transfer(**{key: values[key] for key in signature("plan")})
+    first = toolkit.plan_transfer(
+        str(data), image_size=32, seed=3, val=0.4, strategy="partial", batch_size=4, views=2, cut=5
+    )
+    assert dataclasses.replace(again, overridden=()) == dataclasses.replace(first, overridden=())
+    assert (values["seed"], values["val"], values["batch_size"]) == (3, 0.4, 4)
+
+
+def test_plan_json_is_all_that_is_on_stdout(photo_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", str(photo_folder), "--json"]) == 0
+    captured = capsys.readouterr()
+    plan = json.loads(captured.out)
+    assert (plan["strategy"], plan["facts"]["n_train"]) == ("head", 12)
+    assert "15 images of 3 classes" in captured.err
+
+
+def test_backbones_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["backbones"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split("  ")[0] == "name" and "on this machine" in lines[0]
+    lite = next(line for line in lines if line.startswith("efficientnet_lite0 "))
+    assert "4.7 M" in lite and lite.endswith("yes")
+    assert any(line.startswith("resnet18 ") for line in lines) and any(line.startswith("timm/") for line in lines)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_have_their_codes(
+    number: int, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def interrupted(*arguments: object, **more: object) -> None:
+        os.kill(os.getpid(), number)
+        signal.pause()
+
+    monkeypatch.setattr("toolkit.tasks.run.start_run", interrupted)
+    before = signal.getsignal(signal.SIGTERM)
+    assert main(["finetune", str(tmp_path)]) == code
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_stop_after_a_checkpoint_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def stopped(*arguments: object, **more: object) -> None:
+        raise Interrupted(signal.SIGTERM, "stopped after step 7; checkpoint saved")
+
+    monkeypatch.setattr("toolkit.tasks.run.start_run", stopped)
+    assert main(["finetune", str(tmp_path)]) == 143
+    assert capsys.readouterr().err == "stopped after step 7; checkpoint saved\n"
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = (
+        "import io, sys, contextlib\n"
+        "import toolkit, toolkit.cli, toolkit.options\n"
+        "seen = {}\n"
+        f"heavy = {(*HEAVY, 'jsonargparse', 'yaml')!r}\n"
+        "with contextlib.redirect_stdout(io.StringIO()):\n"
+        "    assert toolkit.cli.main(['--help']) == 0\n"
+        "    seen['overview'] = [m for m in heavy if m in sys.modules]\n"
+        "    for verb in toolkit.cli.VERBS:\n"
+        "        assert toolkit.cli.main([verb, '--help']) == 0\n"
+        "    assert toolkit.cli.main(['finetune', 'x', '--epochs', '0', '--strategy', 'full']) == 1\n"
+        "    assert toolkit.cli.main(['finetune', 'x', '--nothing', '0']) == 2\n"
+        "    seen['verbs'] = [m for m in heavy if m in sys.modules and m not in ('jsonargparse', 'yaml')]\n"
+        "print(seen)\n"
+    )
+    done = python(code)
+    assert done.returncode == 0, done.stderr
+    assert ast.literal_eval(done.stdout) == {"overview": [], "verbs": []}
+
+
+def test_python_m_and_the_console_script_are_the_same() -> None:
+    script = Path(sys.executable).parent / "toolkit"
+    for command in ([sys.executable, "-m", "toolkit"], [str(script)]):
+        done = subprocess.run([*command, "--version"], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+        done = subprocess.run([*command, "nonsense"], capture_output=True, text=True, check=False)
+        assert done.returncode == 2 and done.stderr.startswith("error: unknown verb")
+
+
+def test_the_main_job_needs_no_network_and_a_head_no_lightning(tmp_path: Path) -> None:
+    data = make_photos(tmp_path / "data", {"cat": 5, "dog": 5})
+    code = (
+        "import socket, sys\n"
+        "def refuse(*arguments): raise OSError('no network in this test')\n"
+        "socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = refuse\n"
+        "from toolkit.cli import main\n"
+        "code = main(sys.argv[1:])\n"
+        "loaded = [m for m in ('lightning', 'pytorch_lightning', 'timm.models.resnet') if m in sys.modules]\n"
+        "print(loaded)\n"
+        "sys.exit(code)\n"
+    )
+    small = ["--image_size", "32", "--workers", "0", "--device", "cpu"]
+    done = python(code, "finetune", "data", "--out", "run", *small, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "lightning" not in done.stdout.splitlines()[-1]
+    assert (tmp_path / "run/metrics.json").exists() and data.is_dir()
+    done = python(code, "predict", "run", "data/cat", "--workers", "0", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[0])["path"] == "data/cat/000.jpg"
+
+
+def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
+    code = "import sys; from toolkit.cli import main; sys.exit(main(['backbones']))"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    error = process.stderr.read().decode()
+    process.stderr.close()
+    assert process.wait(timeout=120) == 141 and error == ""

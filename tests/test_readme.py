@@ -1,0 +1,44 @@
+"""The README speaks of commands, flags and files that exist."""
+
+import inspect
+import re
+from pathlib import Path
+
+import toolkit
+from toolkit.cli import VERBS
+
+ROOT = Path(__file__).parent.parent
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_every_command_in_it_has_verbs_and_flags_that_exist() -> None:
+    commands = re.findall(
+        r"\btoolkit ([a-z]+)((?: [^`#\n]*)?)", "\n".join(re.findall(r"    toolkit .*|`toolkit [^`]*`", TEXT))
+    )
+    assert len(commands) >= 8
+    for verb, rest in commands:
+        assert verb in VERBS, verb
+        flags = set(re.findall(r"--(\w+)", rest)) - {"config", "json", "debug", "help"}
+        assert flags <= set(inspect.signature(VERBS[verb].function()).parameters), (verb, flags)
+
+
+def test_every_script_and_config_it_names_is_there() -> None:
+    named = set(re.findall(r"\b((?:scripts|configs)/\w+)", TEXT))
+    assert {"scripts/demo", "scripts/test"} <= named
+    assert all((ROOT / name).exists() for name in named)
+
+
+def test_every_python_name_it_imports_is_public() -> None:
+    names = set(re.findall(r"toolkit\.(\w+)\(", TEXT))
+    for line in re.findall(r"from toolkit import (.*)", TEXT):
+        names |= {name.strip() for name in line.split(",")}
+    assert {"finetune", "predict", "ImageClassifier", "TransferModule"} <= names
+    assert all(hasattr(toolkit, name) for name in names)
+
+
+def test_the_thresholds_it_states_are_the_policy_s() -> None:
+    from toolkit.planning import policy
+
+    assert f"fewer than {policy.MEDIUM_FROM_IMAGES:,} training images" in TEXT
+    assert f"fewer than {policy.MEDIUM_FROM_IMAGES_PER_CLASS} a class" in TEXT
+    assert f"up to {policy.LARGE_FROM_IMAGES:,}" in TEXT
