@@ -34,7 +34,8 @@ def test_a_config_has_every_key_and_names_its_strategy(path: Path) -> None:
 
 @pytest.mark.parametrize("path", CONFIGS, ids=NAMES)
 def test_its_head_gives_a_command_that_parses_and_a_result(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    head = [line.removeprefix("#").strip() for line in path.read_text(encoding="utf-8").split("\n\n")[0].splitlines()]
+    text = path.read_text(encoding="utf-8").split("\n\n")[0].replace("\\\n#", "")
+    head = [line.removeprefix("#").strip() for line in text.splitlines()]
     command = next(line for line in head if line.startswith("toolkit finetune"))
     assert f"configs/{path.name}" in command
     assert any(line.startswith("gives val accuracy 0.") for line in head)

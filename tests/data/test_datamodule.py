@@ -9,15 +9,13 @@ import pytest
 import torch
 
 from tests.photos import make_photos
-from tests.training.tiny import SMALL, bare_trainer, folder_data, one_thread, tiny_backbone
+from tests.training.tiny import SMALL, bare_trainer, folder_data, tiny_backbone
 from toolkit.data.datamodule import ImageFolderData
 from toolkit.data.manifest import TRAIN, VAL
 from toolkit.data.scan import scan
 from toolkit.data.split import assign_splits
 from toolkit.errors import ArtifactError, SettingError
 from toolkit.training.module import TransferModule
-
-__all__ = ["one_thread"]  # the fixture applies where it is imported
 
 
 def rows_of(loader, epoch: int = 0) -> list[int]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.photos import make_photos
-from tests.training.tiny import SMALL, WIDTHS, one_thread, tiny_backbone
+from tests.training.tiny import SMALL, WIDTHS, tiny_backbone
 from toolkit.backbones.backbone import Backbone
 from toolkit.backbones.catalog import build_backbone
 from toolkit.data.manifest import Manifest
@@ -20,8 +20,6 @@ from toolkit.heads.linear import LinearHead
 from toolkit.plan import FreezeSpec
 from toolkit.training.network import TransferNetwork
 from toolkit.training.trained import TrainedModel
-
-__all__ = ["one_thread"]  # the fixture applies where it is imported
 
 CPU = torch.device("cpu")
 

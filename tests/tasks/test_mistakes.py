@@ -174,6 +174,18 @@ def test_an_output_folder_that_holds_something_else_is_left_alone(fails: Fails, 
     assert [file.name for file in (tmp_path / "thesis").iterdir()] == ["chapter.tex"]
 
 
+def test_an_output_in_the_way_is_noticed_before_the_scan(
+    runs: Runs, data: Path, monkeypatch: pytest.MonkeyPatch, fails: Fails, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*arguments: object, **more: object) -> None:
+        raise AssertionError("a scan began")
+
+    out = runs("head").path
+    capsys.readouterr()
+    monkeypatch.setattr("toolkit.tasks.run.scan", refuse)
+    assert "already holds a run" in fails("finetune", data, "--out", out, *words())
+
+
 def test_a_run_is_only_replaced_on_request_and_only_its_own_files(
     fails: Fails, data: Path, photos: Path, runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

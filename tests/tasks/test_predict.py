@@ -41,7 +41,7 @@ def test_a_record_says_label_probability_and_top(photos: Path, runs: Runs) -> No
 
 
 def test_no_more_than_five_are_listed(tmp_path: Path) -> None:
-    data = make_photos(tmp_path / "data", dict.fromkeys("abcdefg", 3))
+    data = make_photos(tmp_path / "data", dict.fromkeys("abcdef", 2))
     (record,) = records(run(data, tmp_path / "run").path, data / "a/000.jpg")
     assert len(record["top"]) == 5
 

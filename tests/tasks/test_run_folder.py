@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from PIL import Image
+from torch import nn
 
 from tests.photos import make_photos, photo
 from tests.tasks.conftest import Runs
@@ -206,6 +208,20 @@ def test_the_same_seed_gives_the_same_bytes_and_another_one_does_not(runs: Runs,
         assert (again.path / "predictions.csv").read_bytes() == first
         other = run(photos, tmp_path / f"{strategy}-other", strategy, seed=1)
         assert (other.path / "predictions.csv").read_bytes() != first
+
+
+def test_dropout_is_seeded_too(photos: Path, tmp_path: Path) -> None:
+    def layers() -> list[nn.Module]:
+        torch.manual_seed(0)
+        last = nn.Sequential(nn.Dropout(0.5), nn.Conv2d(4, 8, 3, 4))
+        return [nn.Conv2d(3, 4, 3, 4), nn.Sequential(nn.ReLU(), nn.Conv2d(4, 4, 3, 4)), last]
+
+    def predictions(name: str) -> bytes:
+        torch.manual_seed(ord(name))  # what went on before is of no matter
+        result = run(photos, tmp_path / name, "partial", image_size=None, backbone=layers(), lr=0.1)
+        return (result.path / "predictions.csv").read_bytes()
+
+    assert predictions("a") == predictions("b")
 
 
 @pytest.mark.slow

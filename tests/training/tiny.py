@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import pytest
 import torch
 from torch import Tensor, nn
 
@@ -20,15 +18,6 @@ from toolkit.training.module import TransferModule
 
 SMALL = Preprocessing(36, 32)
 WIDTHS = (8, 12, 16, 16)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Keep torch to one thread: these networks are too small to share, and tests run beside each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def tiny_backbone(seed: int = 0, dropout: float = 0.2) -> Backbone:
