@@ -104,6 +104,7 @@ def start_run(data: str | os.PathLike[str] | Manifest, out: str, options: Option
     """
     resolve_precision(options.precision, resolve_device(options.device))
     where = Path(out).expanduser().absolute()
+    _check_apart(data, where)
     RunFolder(where).check_free(overwrite=overwrite)
     clock = Stopwatch()
     with clock.part("scan"):
@@ -115,6 +116,14 @@ def start_run(data: str | os.PathLike[str] | Manifest, out: str, options: Option
     say(str(manifest))
     with folder.held():
         return _go(folder, manifest, options, backbone, clock)
+
+
+def _check_apart(data: str | os.PathLike[str] | Manifest, where: Path) -> None:
+    """Raise ArtifactError for a run folder inside the photos' folder: the next scan would take it for a class."""
+    if not isinstance(data, Manifest):
+        photos = Path(data).expanduser().resolve()
+        if photos.is_dir() and where.resolve().is_relative_to(photos):
+            raise ArtifactError(f"{where} lies inside the folder of photos, which is only read; choose another --out")
 
 
 def resume_run(path: str | os.PathLike[str], own_backbone: Any = None) -> Run:
