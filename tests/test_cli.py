@@ -279,3 +279,19 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
     error = process.stderr.read().decode()
     process.stderr.close()
     assert process.wait(timeout=120) == 141 and error == ""
+
+
+def test_after_two_dashes_words_are_file_names_as_they_stand(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["predict", "no-model", "--", "--a-b.png"]) == 1
+    assert "--a-b.png does not exist" in capsys.readouterr().err
+
+
+def test_a_stdout_without_unicode_gets_escapes() -> None:
+    for arguments in (["--help"], ["finetune", "--help"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "toolkit", *arguments],
+            env={**os.environ, "PYTHONIOENCODING": "ascii"},
+            capture_output=True,
+            check=False,
+        )
+        assert done.returncode == 0 and b"Traceback" not in done.stderr and b"\\u" in done.stdout

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from torch import nn
@@ -178,4 +179,20 @@ def test_options_import_no_torch() -> None:
         if isinstance(node, (ast.Import, ast.ImportFrom))
         for name in ([node.module or ""] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names])
     }
-    assert roots <= {"__future__", "collections", "dataclasses", "math", "os", "pathlib", "typing", "toolkit"}
+    assert roots <= {
+        "__future__",
+        "collections",
+        "dataclasses",
+        "math",
+        "numbers",
+        "os",
+        "pathlib",
+        "typing",
+        "toolkit",
+    }
+
+
+def test_numbers_of_numpy_become_python_s() -> None:
+    options = Options(strategy="partial", lr=np.float64(1e-3), seed=np.int64(3), epochs=np.int32(2))  # type: ignore[arg-type]
+    assert options == Options(strategy="partial", lr=1e-3, seed=3, epochs=2)
+    assert [type(value) for value in (options.lr, options.seed, options.epochs)] == [float, int, int]

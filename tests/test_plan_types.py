@@ -85,5 +85,5 @@ def test_a_plan_prints_what_trains_why_and_what_was_set() -> None:
     assert str(plan(overridden=("lr", "taps"))) == (
         "plan: partial (head and stages 1 to 2) on net at 32 px\n  - because\n  set by you: lr, taps"
     )
-    assert "(everything, from random weights)" in str(plan("scratch"))
+    assert "(everything, at one rate)" in str(plan("scratch"))
     assert "set by you" not in str(plan("full"))

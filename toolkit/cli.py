@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -59,6 +60,9 @@ VERBS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code: 0, 1 (can be mended), 2 (not understood), 130/143 (signals)."""
+    for stream in (sys.stdout, sys.stderr):  # a terminal that cannot show × or an umlaut gets escapes
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
@@ -123,6 +127,8 @@ def _show(name: str, result: Any, values: dict[str, Any], as_json: bool) -> None
         print(json.dumps(result.to_dict(), ensure_ascii=False, allow_nan=False, indent=2))
         return
     print(result)
+    if name == "features" and values["out"] is None:
+        print("nothing was written; give --out FILE.npz for that", file=sys.stderr)
     if name == "plan":
         from toolkit.tasks.plan import command_of
 
@@ -146,4 +152,9 @@ def _on_sigterm(signal_number: int, frame: FrameType | None) -> None:
 def _can_be_mended(error: BaseException) -> bool:
     """Return whether an error of the system or of torch is about resources that a person can change."""
     text = str(error).lower()
-    return isinstance(error, (OSError, MemoryError)) or "out of memory" in text or "no space left" in text
+    return (
+        isinstance(error, (OSError, MemoryError))
+        or "out of memory" in text
+        or "no space left" in text
+        or "home directory" in text
+    )

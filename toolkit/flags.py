@@ -156,7 +156,9 @@ def _from_yaml(file: str, hints: dict[str, Any]) -> dict[str, Any]:
 def _spelled_as_keys(words: list[str], parameters: Iterable[str], hints: dict[str, Any]) -> list[str]:
     """Accept --cache-dir for --cache_dir, and 5,6,7 for a list of numbers."""
     spelled: list[str] = []
-    for word in words:
+    for position, word in enumerate(words):
+        if word == "--":  # what follows are file names, whatever they look like
+            return [*spelled, *words[position:]]
         flag, equals, value = word.partition("=")
         if flag.startswith("--"):
             flag = "--" + flag[2:].replace("-", "_")

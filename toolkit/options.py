@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
@@ -82,6 +83,13 @@ class Options:
     workers: int | None = None
 
     def __post_init__(self) -> None:
+        for key, value in vars(self).items():  # numbers of NumPy and others become Python's
+            if type(value) is bool:
+                continue
+            if isinstance(value, numbers.Integral):
+                object.__setattr__(self, key, int(value))
+            elif isinstance(value, numbers.Real):
+                object.__setattr__(self, key, float(value))
         for key, known in NAMES.items():
             value = getattr(self, key)
             if value not in known and not (value is None and getattr(Options, key) is None):
@@ -104,8 +112,8 @@ class Options:
         if self.weights is not None and not isinstance(self.weights, (str, os.PathLike)):
             raise SettingError(f"weights: a file expected, got {self.weights!r}")
         if taps is not None:
-            numbers = isinstance(taps, (list, tuple)) and all(type(tap) is int and tap >= 0 for tap in taps)
-            if not numbers or not taps or len(set(taps)) < len(taps):
+            whole = isinstance(taps, (list, tuple)) and all(type(tap) is int and tap >= 0 for tap in taps)
+            if not whole or not taps or len(set(taps)) < len(taps):
                 raise SettingError(f"taps: distinct stage numbers expected, such as 5,6,7, got {taps!r}")
 
     def given(self, key: str) -> bool:

@@ -117,7 +117,7 @@ class TransferPlan:
             "head": "head only",
             "partial": f"head and stages {self.cut} to {len(self.multipliers) - 2}",
             "full": "head and every stage",
-            "scratch": "everything, from random weights",
+            "scratch": "everything, at one rate",
         }[self.strategy]
         lines = [f"plan: {self.strategy} ({trains}) on {self.backbone} at {self.image_size} px"]
         lines += [f"  - {reason}" for reason in self.reasons]

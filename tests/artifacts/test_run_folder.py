@@ -5,10 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
 from toolkit.artifacts.run_folder import FILES, RunFolder
 from toolkit.errors import ArtifactError
 from toolkit.storage import TEMPORARY_PREFIX
+from toolkit.training.best import BEST
+from toolkit.training.checkpoints import LAST
+
+
+def config(seed: int) -> dict[str, object]:
+    """Return what tells a run's config from another program's."""
+    return {"data": "photos", "out": "run", "strategy": "auto", "seed": seed}
 
 
 def test_a_new_folder_holds_its_config_alone(tmp_path: Path) -> None:
@@ -23,28 +31,28 @@ def test_a_new_folder_holds_its_config_alone(tmp_path: Path) -> None:
 
 def test_an_empty_folder_will_do_and_so_will_one_where_a_kill_left_a_temporary_file(tmp_path: Path) -> None:
     (tmp_path / f"{TEMPORARY_PREFIX}1234-config.yaml").write_text("half")
-    assert RunFolder.create(tmp_path, {"seed": 1}, overwrite=False).config() == {"seed": 1}
+    assert RunFolder.create(tmp_path, config(1), overwrite=False).config() == config(1)
 
 
 def test_overwriting_removes_what_a_run_writes_and_nothing_else(tmp_path: Path) -> None:
-    folder = RunFolder.create(tmp_path / "run", {"seed": 1}, overwrite=False)
+    folder = RunFolder.create(tmp_path / "run", config(1), overwrite=False)
     for name in (*FILES[1:], "mine.txt", "model/model.json", "model/model.safetensors", "checkpoints/last.ckpt"):
         (folder.path / name).parent.mkdir(exist_ok=True)
         (folder.path / name).write_text("old")
-    RunFolder.create(folder.path, {"seed": 2}, overwrite=True)
+    RunFolder.create(folder.path, config(2), overwrite=True)
     assert sorted(file.name for file in folder.path.iterdir()) == ["config.yaml", "mine.txt"]
-    assert folder.config() == {"seed": 2}
+    assert folder.config() == config(2)
 
 
 def test_the_proof_of_being_finished_goes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = RunFolder.create(tmp_path / "run", {"seed": 1}, overwrite=False)
+    folder = RunFolder.create(tmp_path / "run", config(1), overwrite=False)
     folder.write("metrics.json", {})
     removed: list[str] = []
     unlink = Path.unlink
     monkeypatch.setattr(
         Path, "unlink", lambda self, missing_ok=False: (removed.append(self.name), unlink(self, missing_ok))
     )
-    RunFolder.create(folder.path, {"seed": 2}, overwrite=True)
+    RunFolder.create(folder.path, config(2), overwrite=True)
     assert removed[0] == "metrics.json"
 
 
@@ -57,7 +65,7 @@ def test_checking_writes_nothing(tmp_path: Path) -> None:
 
 
 def test_damaged_files_are_named(tmp_path: Path) -> None:
-    folder = RunFolder.create(tmp_path, {"seed": 1}, overwrite=False)
+    folder = RunFolder.create(tmp_path, config(1), overwrite=False)
     with pytest.raises(ArtifactError, match=r"plan.json cannot be read \(FileNotFoundError\)"):
         folder.read("plan.json")
     (tmp_path / "plan.json").write_text("{")
@@ -71,13 +79,41 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
 
 
 def test_a_run_that_is_worked_on_is_neither_resumed_nor_overwritten(tmp_path: Path) -> None:
-    folder = RunFolder.create(tmp_path / "run", {"seed": 0}, overwrite=False)
+    folder = RunFolder.create(tmp_path / "run", config(0), overwrite=False)
     with folder.held():
         with pytest.raises(ArtifactError, match="another process is working"), RunFolder.open(folder.path).held():
             raise AssertionError("held twice")
         with pytest.raises(ArtifactError, match="another process is working"):
-            RunFolder.create(folder.path, {"seed": 1}, overwrite=True)
-    assert folder.config() == {"seed": 0}
+            RunFolder.create(folder.path, config(1), overwrite=True)
+    assert folder.config() == config(0)
     with RunFolder.open(folder.path).held():  # free again
         pass
-    assert RunFolder.create(folder.path, {"seed": 1}, overwrite=True).config() == {"seed": 1}
+    assert RunFolder.create(folder.path, config(1), overwrite=True).config() == config(1)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_config_of_another_program_is_no_run(tmp_path: Path, overwrite: bool) -> None:
+    (tmp_path / "config.yaml").write_text("lr: 1\n")
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints/epoch99.pt").write_text("precious")
+    with pytest.raises(ArtifactError, match=r"config\.yaml that no run wrote"):
+        RunFolder.create(tmp_path, config(1), overwrite=overwrite)
+    assert (tmp_path / "config.yaml").read_text() == "lr: 1\n"
+    assert (tmp_path / "checkpoints/epoch99.pt").read_text() == "precious"
+
+
+def test_a_config_that_cannot_be_written_costs_no_run(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path / "run", config(1), overwrite=False)
+    folder.write("metrics.json", {})
+    with pytest.raises(yaml.YAMLError):
+        RunFolder.create(folder.path, {**config(2), "lr": object()}, overwrite=True)
+    assert folder.finished and folder.config() == config(1)
+
+
+def test_only_our_own_checkpoints_are_dropped(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path / "run", config(1), overwrite=False)
+    folder.checkpoints.mkdir()
+    for name in (LAST, BEST, "mine.pt"):
+        (folder.checkpoints / name).write_text("x")
+    folder.drop_checkpoints()
+    assert [file.name for file in folder.checkpoints.iterdir()] == ["mine.pt"]

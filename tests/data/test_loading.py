@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import DistributedSampler
 
 from tests.photos import make_photos
@@ -15,6 +20,7 @@ from toolkit.data.manifest import Manifest
 from toolkit.data.preprocessing import Preprocessing
 from toolkit.data.scan import scan
 from toolkit.data.views import AUGMENTATIONS, view
+from toolkit.errors import ToolkitError
 
 SMALL = Preprocessing(36, 32)
 ROWS = np.arange(5, 5 + 103)
@@ -189,3 +195,32 @@ def test_clean_batches_keep_the_order_of_the_rows(manifest):
 
 def test_default_workers():
     assert default_workers(63) == 0 and 1 <= default_workers(64) <= 8
+
+
+@pytest.mark.slow
+def test_a_lost_decoding_process_is_one_line(tmp_path: Path) -> None:
+    class Deadly(ViewDataset):
+        def __getitem__(self, key: tuple[int, int]) -> tuple[int, NDArray[np.uint8] | str]:
+            os.kill(os.getpid(), signal.SIGKILL)
+            raise AssertionError("still alive")
+
+    manifest = scan(make_photos(tmp_path / "photos", {"a": 2, "b": 2}))
+    dataset = Deadly(manifest, Preprocessing(8, 8), AUGMENTATIONS["none"], seed=0, max_pixels=10**6)
+    sampler = SeededSampler(np.arange(4), views=1, seed=0)
+    with pytest.raises(ToolkitError, match=r"a decoding process was lost .* --workers 0"):
+        list(ResumableLoader(dataset, sampler, batch_size=2, workers=1, pin=False))
+
+
+def test_few_images_few_cores_or_little_shared_memory_mean_few_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(16), raising=False)
+    monkeypatch.setattr(os.path, "isdir", lambda _: True)
+    free = {"bytes": 10**12}
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free["bytes"]))
+    assert (default_workers(63), default_workers(64)) == (0, 8)
+    free["bytes"] = 64 << 20  # what Docker gives
+    assert default_workers(10_000) == 2
+    free["bytes"] = 1 << 20
+    assert default_workers(10_000) == 0
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(3), raising=False)
+    free["bytes"] = 10**12
+    assert default_workers(10_000) == 3

@@ -119,3 +119,11 @@ def test_many_images_are_held_out_once():
     features = generator.normal(0, 1, (len(labels), 3)).astype(np.float32)
     head = LogisticHead((3,), strengths=[0.001, 0.01]).fit(features, labels, 2)
     assert head.nll_[0.001] == pytest.approx(len(labels) / 5 * np.log(2), rel=0.02)
+
+
+def test_many_classes_of_few_images_are_no_obstacle_in_a_large_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("toolkit.heads.logistic.FOLDED_UP_TO", 20)
+    labels = np.repeat(np.arange(10), 3)  # 30 images, fewer in every class than there are folds
+    features = np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32)
+    head = LogisticHead((4,), strengths=(1.0, 10.0)).fit(features, labels, 10).head_
+    assert head.linear.weight.shape == (10, 4)

@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torch import nn
 
 import toolkit
 from tests.photos import photo
@@ -139,3 +141,23 @@ def test_a_path_that_cannot_be_read_is_left_out_of_the_training(tmp_path: Path) 
     given, labels = images("PIL")
     model = ImageClassifier(**SMALL).fit([*given, tmp_path / "gone.jpg"], [*labels, "circle"])
     assert model.metrics_["quarantined"] == 1 and model.metrics_["used"] == 2 * N
+
+
+def test_one_seed_gives_one_result_for_arrays_too(photos: Path) -> None:
+    files = sorted(photos.rglob("*.jpg"))
+    arrays, labels = [np.asarray(Image.open(file)) for file in files], [file.parent.name for file in files]
+    fits = [ImageClassifier(image_size=32, workers=0, device="cpu").fit(arrays, labels) for _ in range(2)]
+    assert fits[0].metrics_["val"] == fits[1].metrics_["val"]
+    assert np.array_equal(fits[0].predict_proba(arrays), fits[1].predict_proba(arrays))
+
+
+def test_modules_of_ones_own_are_not_changed(photos: Path) -> None:
+    torch.manual_seed(0)
+    own = [nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.ReLU()), nn.Sequential(nn.Conv2d(8, 8, 3, 2), nn.ReLU())]
+    before = [parameter.clone() for stage in own for parameter in stage.parameters()]
+    files = sorted(photos.rglob("*.jpg"))
+    ImageClassifier(backbone=own, strategy="full", epochs=1, image_size=32, workers=0, device="cpu", lr=0.1).fit(
+        files, [file.parent.name for file in files]
+    )
+    after = [parameter for stage in own for parameter in stage.parameters()]
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))

@@ -164,13 +164,20 @@ def test_an_output_that_cannot_be_written(fails: Fails, data: Path, tmp_path: Pa
     assert (tmp_path / "file").read_text() == "x"
 
 
+def test_an_output_inside_the_photos(fails: Fails, data: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(data)
+    before = sorted(data.rglob("*"))
+    for out in (data, data / "runs/a", tmp_path / "link/run", tmp_path / "x/../data/run"):
+        assert "lies inside the folder of photos" in fails("finetune", data, "--out", out, *words(), "--overwrite")
+    assert sorted(data.rglob("*")) == before
+
+
 def test_an_output_folder_that_holds_something_else_is_left_alone(fails: Fails, data: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis/chapter.tex").write_text("words")
     for more in ((), ("--overwrite",)):
         text = fails("finetune", data, "--out", tmp_path / "thesis", *words(), *more)
         assert "is not empty and holds no run; choose another --out" in text
-    assert "is not empty and holds no run" in fails("finetune", data, "--out", data, *words(), "--overwrite")
     assert [file.name for file in (tmp_path / "thesis").iterdir()] == ["chapter.tex"]
 
 

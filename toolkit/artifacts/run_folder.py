@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ CONFIG, PLAN, METRICS, HISTORY = "config.yaml", "plan.json", "metrics.json", "hi
 PREDICTIONS, QUARANTINE = "predictions.csv", "quarantine.csv"
 PER_CLASS, CONFUSION, MISTAKES = "per_class.csv", "confusion.csv", "mistakes.csv"
 MODEL, CHECKPOINTS, LOCK = "model", "checkpoints", "run.lock"
+CHECKPOINT_FILES = ("last.ckpt", "best.safetensors", LOCK)
 FILES = (CONFIG, PLAN, METRICS, HISTORY, PREDICTIONS, QUARANTINE, PER_CLASS, CONFUSION, MISTAKES)
 
 
@@ -43,9 +43,10 @@ class RunFolder:
         folder = cls(Path(path).expanduser().absolute())
         folder.check_free(overwrite=overwrite)
         try:
+            text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
             folder._remove_run()
             folder.path.mkdir(parents=True, exist_ok=True)
-            publish_text(folder.path / CONFIG, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+            publish_text(folder.path / CONFIG, text)
         except OSError as error:
             raise folder._not_writable(error) from error
         return folder
@@ -56,6 +57,8 @@ class RunFolder:
             present = {entry.name for entry in self.path.iterdir()} if os.path.lexists(self.path) else set()
         except OSError as error:
             raise self._not_writable(error) from error
+        if CONFIG in present and not self._is_run():
+            raise ArtifactError(f"{self.path} holds a {CONFIG} that no run wrote; choose another --out")
         if CONFIG in present and not overwrite:
             raise ArtifactError(
                 f"{self.path} already holds a run; choose another --out, go on with it by --resume {self.path}, or "
@@ -140,7 +143,17 @@ class RunFolder:
 
     def drop_checkpoints(self) -> None:
         """Remove the checkpoints of a finished run."""
-        shutil.rmtree(self.checkpoints, ignore_errors=True)
+        for name in CHECKPOINT_FILES:
+            (self.checkpoints / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # somebody's own file is in it
+            self.checkpoints.rmdir()
+
+    def _is_run(self) -> bool:
+        """Return whether `config.yaml` is one that a run wrote."""
+        try:
+            return {"data", "out", "strategy", "seed"} <= set(self.config())
+        except ArtifactError:
+            return False
 
     def _remove_run(self) -> None:
         """Remove the files that a run writes, and nothing else."""

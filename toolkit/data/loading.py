@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -17,8 +18,12 @@ from toolkit.data.decode import UnreadableImage, read_image
 from toolkit.data.manifest import Manifest
 from toolkit.data.preprocessing import Preprocessing
 from toolkit.data.views import Augmentation, view
+from toolkit.errors import ToolkitError
 
 Failure = tuple[int, str]
+
+LOST_AFTER_S = 300.0  # seconds without a batch after which the processes that decode are given up
+SHARED_BYTES_A_WORKER = 2 * 32 * 3 * 384**2  # two batches ahead, of 32 images of at most 384 px
 
 
 class Batch(NamedTuple):
@@ -123,6 +128,7 @@ class ResumableLoader(DataLoader[Any]):
             generator=torch.Generator().manual_seed(0),
             persistent_workers=False,
             worker_init_fn=_leave_signals,
+            timeout=LOST_AFTER_S if workers else 0,
         )
         self._done = (-1, 0)
         self._resume = (-1, 0)
@@ -133,7 +139,8 @@ class ResumableLoader(DataLoader[Any]):
         done = self._resume[1] if self._resume[0] == epoch else 0
         self._resume = (-1, 0)
         self.sampler.skip = done * self.batch_size
-        for batch in super().__iter__():
+        batches = super().__iter__()
+        while (batch := _next_batch(batches)) is not None:
             done += 1
             self._done = (epoch, done)
             yield batch
@@ -145,6 +152,18 @@ class ResumableLoader(DataLoader[Any]):
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Skip the batches that were handed out when `state` was taken."""
         self._resume = self._done = (state["epoch"], state["batches"])
+
+
+def _next_batch(batches: Iterator[Batch]) -> Batch | None:
+    """Return the next batch, None at the end; ToolkitError where the processes that decode are lost."""
+    try:
+        return next(batches, None)
+    except RuntimeError as error:
+        if not any(sign in str(error) for sign in ("exited unexpectedly", "killed by signal", "timed out")):
+            raise
+        raise ToolkitError(
+            "a decoding process was lost (killed, or out of memory or of space in /dev/shm); run again with --workers 0"
+        ) from error
 
 
 def _leave_signals(worker: int) -> None:
@@ -172,5 +191,12 @@ def clean_batches(
 
 
 def default_workers(n_images: int) -> int:
-    """Return how many decoding processes to use: none for a handful of images, else one a core up to 8."""
-    return 0 if n_images < 64 else min(8, os.cpu_count() or 1)
+    """Return how many decoding processes to use: none for a handful of images, else one a core up to 8.
+
+    Fewer where shared memory, through which they hand batches over, is small (64 MB in a Docker container).
+    """
+    if n_images < 64:
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    shared = shutil.disk_usage("/dev/shm").free // SHARED_BYTES_A_WORKER if os.path.isdir("/dev/shm") else cores
+    return min(8, cores, shared)

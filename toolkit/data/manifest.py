@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -98,3 +99,14 @@ class Manifest:
             f"{len(self)} images of {len(self.classes)} classes ({sizes or 'not split yet'}); "
             f"{len(self.quarantined)} quarantined, {self.n_skipped} other files skipped"
         )
+
+
+def spelling_twins(classes: Iterable[str]) -> list[str]:
+    """Return a remark for classes that a person would take for one: `cat` and `Cat`, or é written in two ways."""
+    first: dict[str, str] = {}
+    remarks = []
+    for name in sorted(classes):
+        twin = first.setdefault(unicodedata.normalize("NFC", name).casefold(), name)
+        if twin != name:
+            remarks.append(f"classes {twin!r} and {name!r} differ in spelling only; they are kept apart")
+    return remarks

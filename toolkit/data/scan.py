@@ -13,12 +13,22 @@ from pathlib import Path
 
 import numpy as np
 
-from toolkit.data.decode import DEFAULT_MAX_PIXELS, UnreadableImage, looks_like_image, probe_image
+from toolkit.data.decode import DEFAULT_MAX_PIXELS, UnreadableImage, probe_image
 from toolkit.data.listing import SPLIT_WORDS, read_listing
-from toolkit.data.manifest import SPLIT_NAMES, TEST, TRAIN, UNASSIGNED, UNLABELLED, VAL, Manifest, Quarantined
+from toolkit.data.manifest import (
+    SPLIT_NAMES,
+    TEST,
+    TRAIN,
+    UNASSIGNED,
+    UNLABELLED,
+    VAL,
+    Manifest,
+    Quarantined,
+    spelling_twins,
+)
+from toolkit.data.walk import files_below, files_in, folders_in
 from toolkit.errors import DataError
 
-_JUNK = ("thumbs.db", "desktop.ini", "__macosx")  # beside names that begin with a dot
 _LAYOUTS = "DIR/train/CLASS/… with val and test, DIR/CLASS/…, or a CSV of path,label[,split]"
 
 
@@ -95,7 +105,7 @@ class _Found:
 
     def add_folder(self, folder: str, name: str | None, split: int) -> None:
         """Add all images below a folder."""
-        for path, is_image in _files_below(self.root, folder):
+        for path, is_image in files_below(self.root, folder):
             if is_image:
                 self.add_image(path, name, split)
             else:
@@ -134,6 +144,7 @@ class _Found:
         if len(trained) < 2:
             what = f"only one class, {next(iter(trained))!r}," if trained else "no class"
             raise DataError(f"{source}: {what} with usable training images; at least 2 are needed, in {_LAYOUTS}")
+        self.remarks += spelling_twins(trained)
         return self.manifest(tuple(sorted(trained)))
 
     def _manifest_for(self, source: Path, classes: tuple[str, ...]) -> Manifest:
@@ -174,22 +185,22 @@ class _Found:
 
 
 def _scan_folder(found: _Found) -> None:
-    folders = _folders(found.root)
+    folders = folders_in(found.root)
     split_folders = [name for name in folders if name.lower() in SPLIT_WORDS]
-    train = [name for name in folders if name.lower() == "train" and _folders(found.root / name)]
+    train = [name for name in folders if name.lower() == "train" and folders_in(found.root / name)]
     if train:
         _scan_splits(found, split_folders)
         others = [name for name in folders if name not in split_folders]
         for name in others:
-            found.refuse(_files_below(found.root, name), "not in train, val or test")
-        found.refuse(_files_in(found.root, ""), "not in train, val or test")
+            found.refuse(files_below(found.root, name), "not in train, val or test")
+        found.refuse(files_in(found.root, ""), "not in train, val or test")
         return
     if split_folders and split_folders == folders:
         raise DataError(f"{found.root}: {', '.join(folders)}: no train/ with class folders; expected {_LAYOUTS}")
     for name in split_folders:
         found.remarks.append(f"folder {name!r} is taken for a class, as there is no train/ with class folders in it")
     found.add_classes("", folders, UNASSIGNED)
-    found.refuse(_files_in(found.root, ""), "not in a class folder")
+    found.refuse(files_in(found.root, ""), "not in a class folder")
 
 
 def _scan_splits(found: _Found, split_folders: list[str]) -> None:
@@ -200,17 +211,17 @@ def _scan_splits(found: _Found, split_folders: list[str]) -> None:
         if split in parent_of:
             raise DataError(f"{found.root}: both {parent_of[split]}/ and {name}/ are there; keep one of them")
         parent_of[split] = name
-    train_classes = _folders(found.root / parent_of[TRAIN])
+    train_classes = folders_in(found.root / parent_of[TRAIN])
     for split, parent in sorted(parent_of.items()):
-        folders = _folders(found.root / parent)
-        has_images = any(is_image for _, is_image in _files_in(found.root, parent))
+        folders = folders_in(found.root / parent)
+        has_images = any(is_image for _, is_image in files_in(found.root, parent))
         if split == TEST and has_images and not set(folders) & set(train_classes):
             found.add_folder(parent, None, TEST)
             continue
         if not folders and has_images:
             raise DataError(f"{found.root / parent}: images but no class folders; sort them into {parent}/CLASS/")
         found.add_classes(f"{parent}/", folders, split)
-        found.refuse(_files_in(found.root, parent), "not in a class folder")
+        found.refuse(files_in(found.root, parent), "not in a class folder")
     _leave_val_to_be_split(found)
 
 
@@ -237,57 +248,3 @@ def _scan_listing(found: _Found, file: Path) -> None:
     for path, name, split, _ in listed.values():
         found.add_image(path, name, TRAIN if split == UNASSIGNED and has_val else split)
     _leave_val_to_be_split(found)
-
-
-def _entries(folder: Path) -> list[tuple[str, bool]]:
-    """Return (name, whether it is a folder) of a folder's entries, sorted; raises DataError."""
-    try:
-        with os.scandir(folder) as entries:
-            # isdir for links, since DirEntry.is_dir raises on a link to itself
-            return sorted((e.name, os.path.isdir(e.path) if e.is_symlink() else e.is_dir()) for e in entries)
-    except OSError as error:
-        raise _cannot_list(folder, error) from error
-
-
-def _folders(folder: Path) -> list[str]:
-    """Return the names of a folder's visible folders, sorted."""
-    return [name for name, is_folder in _entries(folder) if is_folder and not _is_hidden(name)]
-
-
-def _files_in(root: Path, folder: str) -> Iterator[tuple[str, bool]]:
-    """Yield (path, whether it is an image) for files directly in a folder, and for those of its hidden folders."""
-    for name, is_folder in _entries(root / folder):
-        path = f"{folder}/{name}" if folder else name
-        if not is_folder:
-            yield path, not _is_hidden(name) and looks_like_image(root / path)
-        elif _is_hidden(name):
-            yield from _files_below(root, path, hidden=True)
-
-
-def _files_below(root: Path, folder: str, *, hidden: bool = False) -> Iterator[tuple[str, bool]]:
-    """Yield (path, whether it is a visible image) for all files in and below a folder, hidden ones included."""
-    pending = [(folder, hidden)]
-    entered: set[tuple[int, int]] = set()
-    while pending:
-        folder, hidden = pending.pop()
-        try:
-            status = os.stat(root / folder)
-        except OSError as error:
-            raise _cannot_list(root / folder, error) from error
-        if (status.st_dev, status.st_ino) in entered:
-            continue
-        entered.add((status.st_dev, status.st_ino))
-        for name, is_folder in _entries(root / folder):
-            path, invisible = f"{folder}/{name}" if folder else name, hidden or _is_hidden(name)
-            if is_folder:
-                pending.append((path, invisible))
-            else:
-                yield path, not invisible and looks_like_image(root / path)
-
-
-def _cannot_list(folder: Path, error: OSError) -> DataError:
-    return DataError(f"{folder}: cannot list the folder: {error.strerror}")
-
-
-def _is_hidden(name: str) -> bool:
-    return name.startswith(".") or name.lower() in _JUNK

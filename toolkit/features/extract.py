@@ -15,6 +15,7 @@ from toolkit.backbones.normalise import Normalise
 from toolkit.backbones.taps import check_taps
 from toolkit.data.loading import Failure, clean_batches
 from toolkit.data.manifest import Manifest
+from toolkit.errors import WeightsError
 from toolkit.hardware import autocast
 from toolkit.progress import counting
 
@@ -103,10 +104,12 @@ def extract(
                 values.append(in_chunks(model, pixels).numpy())
                 kept.append(batch.rows.numpy())
             counter.advance(len(batch.rows) + len(batch.failures))
-    width = values[0].shape[1] if values else 0
+    found = np.concatenate(values) if values else np.empty((0, 0), np.float32)
+    if not np.isfinite(found).all():
+        raise WeightsError(f"{backbone.name}: its features are not finite numbers; the weights are damaged")
     return Features(
         np.concatenate(kept) if kept else np.empty(0, np.int64),
-        np.concatenate(values) if values else np.empty((0, width), np.float32),
+        found,
         tuple(failures),
         model.taps,
     )

@@ -57,11 +57,12 @@ class LogisticHead:
 
         with warnings.catch_warnings():  # a class with fewer images than folds is no news: it misses some folds
             warnings.simplefilter("ignore", UserWarning)
-            if np.bincount(labels).max() < FOLDS:
+            large = len(labels) > FOLDED_UP_TO
+            n_folds = 5 if large else FOLDS
+            if np.bincount(labels).max() < n_folds:
                 folds = KFold(min(FOLDS, len(labels)), shuffle=True, random_state=self.seed)
                 return list(folds.split(labels))
-            large = len(labels) > FOLDED_UP_TO
-            stratified = StratifiedKFold(5 if large else FOLDS, shuffle=True, random_state=self.seed)
+            stratified = StratifiedKFold(n_folds, shuffle=True, random_state=self.seed)
             return list(stratified.split(labels, labels))[: 1 if large else FOLDS]
 
     def _path(

@@ -97,6 +97,8 @@ def make_plan(
             f"taps: stages up to {n_stages - 1} train with the strategy {strategy!r}, and the head must see the last "
             f"one; add {n_stages - 1} to the taps, got {list(taps)}"
         )
+    if options.patience is not None and facts.n_val == 0:
+        raise SettingError("patience: there are no validation images to watch; remove it, or add some")
     recipe = RECIPES.get(strategy)
     reasons = [reason]
     epochs = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import os
 import tempfile
@@ -92,7 +93,7 @@ def _stages(options: Options) -> Any:
         return None
     from toolkit.backbones.catalog import as_backbone
 
-    return as_backbone(options.backbone).stages
+    return as_backbone(copy.deepcopy(options.backbone)).stages
 
 
 def _manifest(images: Sequence[Any], labels: Sequence[str], folder: Path) -> Manifest:
@@ -104,7 +105,7 @@ def _manifest(images: Sequence[Any], labels: Sequence[str], folder: Path) -> Man
         else:
             place = folder / f"{number:08d}.png"
             place.write_bytes(_as_png(image, number))
-            paths.append(str(place))
+            paths.append(place.name)  # the split hashes it: no trace of the folder, which is another each time
     order = sorted(range(len(paths)), key=lambda i: paths[i])
     classes = tuple(sorted(set(labels)))
     label_of = {name: index for index, name in enumerate(classes)}

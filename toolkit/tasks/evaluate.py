@@ -67,13 +67,13 @@ def evaluate(
     manifest = _split_as_trained(scan(data, max_pixels=trained.max_pixels, classes=trained.classes), model, data)
     name, rows = _pick(manifest, split)
     if out is not None:
-        _make_folder(Path(out))
+        _make_folder(Path(out).expanduser())
     count = default_workers(len(rows)) if workers is None else workers
     predictions, lost = predict_rows(trained, manifest, rows, device=where, workers=count)
     if not len(predictions):
         raise DataError(f"{data}: none of the {len(rows)} images can be read; the first: {lost[0][1]}")
     if out is not None:
-        _write_tables(Path(out), predictions)
+        _write_tables(Path(out).expanduser(), predictions)
     import torch
 
     scores = score(predictions.probabilities, torch.from_numpy(predictions.labels))
@@ -95,7 +95,7 @@ def _split_as_trained(manifest: Manifest, model: str, data: str) -> Manifest:
             config = RunFolder.open(folder).config()
         except ToolkitError:
             continue
-        same = config.get("data") == str(Path(data).expanduser().absolute())
+        same = Path(str(config.get("data"))).resolve() == Path(data).expanduser().resolve()
         if same and (manifest.splits == UNASSIGNED).any():
             say("these are the images that the run was trained on: its own split is used again")
             validated = _validated(folder / PREDICTIONS)

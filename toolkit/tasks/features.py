@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -64,6 +65,7 @@ def extract_features(
     """
     from toolkit.options import Options
 
+    out = None if out is None else os.path.expanduser(out)
     if out is not None and not out.endswith(".npz"):
         raise SettingError(f"out: a file name that ends in .npz expected, got {out!r}")
     options = Options(

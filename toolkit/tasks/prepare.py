@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -26,6 +27,7 @@ from toolkit.options import Options
 from toolkit.plan import TransferPlan
 from toolkit.planning.facts import facts_of
 from toolkit.planning.policy import make_plan
+from toolkit.progress import say
 
 
 class Clock(Protocol):
@@ -56,9 +58,13 @@ def open_backbone(options: Options, *, pretrained: bool = True) -> Backbone:
     if not isinstance(options.backbone, str):
         if options.weights is not None:
             raise SettingError("weights: load them into a backbone of your own before you give it")
-        own = as_backbone(options.backbone)
-        size = options.image_size
-        return own if size is None else replace(own, preprocessing=own.preprocessing.at_image_size(size))
+        if options.strategy == "scratch":
+            say("note: modules of your own start from the weights that they have; 'scratch' sets the rates alone")
+        own = as_backbone(copy.deepcopy(options.backbone))  # the user's modules stay as they are
+        if options.image_size is not None:
+            own = replace(own, preprocessing=own.preprocessing.at_image_size(options.image_size))
+            own.stage_shapes()  # refuses a size that they cannot take
+        return own
     return build_backbone(
         options.backbone,
         weights=options.weights,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import time
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ import torch
 from toolkit.artifacts.model_folder import save_model
 from toolkit.artifacts.run_folder import (
     CONFUSION,
+    HISTORY,
     METRICS,
     MISTAKES,
     MODEL,
@@ -182,6 +184,7 @@ def _go(folder: RunFolder, manifest: Manifest, options: Options, backbone: Backb
         ):
             folder.write_with(writer, name, known)
         folder.write_quarantine(manifest)
+    _warn_if_worse(folder, scores)
     metrics = _metrics(prepared, manifest, scores, clock)
     folder.write(METRICS, metrics)
     folder.drop_checkpoints()
@@ -204,14 +207,8 @@ def _train(
             from toolkit.tasks.tail import train_tail
 
             network, failures = train_tail(folder, prepared, options, device)
-    return trained_model(prepared.backbone, network, prepared.manifest.classes, options.max_pixels), failures
-
-
-def trained_model(backbone: Backbone, network: Any, classes: tuple[str, ...], max_pixels: int) -> TrainedModel:
-    """Return a network with what it must know about its input and output."""
-    return TrainedModel(
-        network.eval(), classes, backbone.name, backbone.weights, backbone.layout, backbone.preprocessing, max_pixels
-    )
+    model = TrainedModel.of(network, prepared.backbone, prepared.manifest.classes, options.max_pixels)
+    return model, failures
 
 
 def _score(
@@ -236,6 +233,20 @@ def _score(
         rows = rows[~np.isin(rows, list(failures))]  # a file that failed once is not scored if it comes back
         predictions, lost = predict_rows(model, manifest, rows, device=device, workers=prepared.workers)
     return manifest.without([*failures.items(), *lost]), predictions
+
+
+def _warn_if_worse(folder: RunFolder, scores: dict[str, Scores | None]) -> None:
+    """Say so if training ended below the head that it started from, which the first row of the history tells."""
+    val, history = scores["val"], folder.path / HISTORY
+    if val is None or val.accuracy is None or not history.exists():
+        return
+    with open(history, encoding="utf-8", newline="") as file:
+        first = next(csv.DictReader(file), None)
+    if first is not None and first["epoch"] == "0" and float(first["val_accuracy"] or 0) > val.accuracy:
+        say(
+            f"note: training ended at {val.accuracy:.3f}, below the head it started from ({first['val_accuracy']}); "
+            "take --strategy head, a smaller --lr, or --patience, which keeps the best weights"
+        )
 
 
 def _metrics(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -13,12 +14,14 @@ from torch import Tensor, nn
 
 from toolkit.backbones.backbone import Backbone
 from toolkit.backbones.taps import tap_widths
+from toolkit.data.decode import DEFAULT_MAX_PIXELS
 from toolkit.errors import ArtifactError, SettingError, unknown_name
 from toolkit.heads.linear import LinearHead
 from toolkit.plan import FreezeSpec
 from toolkit.training.groups import parameter_groups
 from toolkit.training.network import TransferNetwork
 from toolkit.training.schedule import warmup_cosine
+from toolkit.training.trained import TrainedModel
 
 OPTIMIZERS = ("adamw", "sgd")
 
@@ -58,10 +61,18 @@ class TransferModule(LightningModule):
         super().__init__()
         if cut is not None and spec is not None:
             raise SettingError("give either cut or spec, not both")
+        if not (0 < lr < math.inf and 0 <= weight_decay < math.inf and 0 <= warmup <= 1 and 0 <= label_smoothing < 1):
+            raise SettingError(
+                "lr > 0, weight_decay >= 0, warmup from 0 to 1 and label_smoothing from 0 to below 1 expected, "
+                f"got {lr}, {weight_decay}, {warmup} and {label_smoothing}"
+            )
+        if class_weights is not None and len(class_weights) != n_classes:
+            raise SettingError(f"class_weights: {n_classes} of them expected, one a class; got {len(class_weights)}")
         if optimizer not in OPTIMIZERS:
             raise unknown_name("optimizer", optimizer, OPTIMIZERS)
         if spec is None:
             spec = FreezeSpec.at_cut(len(backbone), max(0, len(backbone) - 2) if cut is None else cut)
+        self.backbone = backbone
         self.network = TransferNetwork(
             backbone,
             head or LinearHead(tap_widths(backbone, taps), n_classes),
@@ -118,11 +129,15 @@ class TransferModule(LightningModule):
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Log the plain cross-entropy and the accuracy of a batch."""
-        pixels, labels = batch
-        if len(labels):
-            scores = self.network(pixels)
-            hits = (scores.argmax(dim=1) == labels).sum()
-            self._log("val", F.cross_entropy(scores.float(), labels), hits, torch.tensor(float(len(labels))))
+        self._evaluate("val", batch)
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Log the plain cross-entropy and the accuracy of a batch of the test split."""
+        self._evaluate("test", batch)
+
+    def trained_model(self, classes: Sequence[str], *, max_pixels: int = DEFAULT_MAX_PIXELS) -> TrainedModel:
+        """Return what `save_model` saves; classes: names in the order of the labels."""
+        return TrainedModel.of(self.network, self.backbone, tuple(classes), max_pixels)
 
     def configure_optimizers(self) -> Any:
         """Return the optimizer over all groups and the warm-up-and-cosine schedule by steps."""
@@ -136,6 +151,13 @@ class TransferModule(LightningModule):
         factor = partial(warmup_cosine, total_steps=total, warmup_steps=round(total * self.warmup))
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _evaluate(self, split: str, batch: tuple[Tensor, Tensor]) -> None:
+        pixels, labels = batch
+        if len(labels):
+            scores = self.network(pixels)
+            hits = (scores.argmax(dim=1) == labels).sum()
+            self._log(split, F.cross_entropy(scores.float(), labels), hits, torch.tensor(float(len(labels))))
 
     def _log(self, split: str, loss: Tensor, hits: Tensor, size: Tensor) -> None:
         values = {f"{split}_loss": loss.detach(), f"{split}_accuracy": hits / size}

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from toolkit.backbones.backbone import Backbone
 from toolkit.data.preprocessing import Preprocessing
 from toolkit.features.extract import in_chunks
 from toolkit.training.network import TransferNetwork
@@ -27,6 +28,14 @@ class TrainedModel:
     layout: str
     preprocessing: Preprocessing
     max_pixels: int
+
+    @classmethod
+    def of(
+        cls, network: TransferNetwork, backbone: Backbone, classes: tuple[str, ...], max_pixels: int
+    ) -> TrainedModel:
+        """Return a trained network with what its backbone knows of its input."""
+        preprocessing = backbone.preprocessing
+        return cls(network.eval(), classes, backbone.name, backbone.weights, backbone.layout, preprocessing, max_pixels)
 
     def logits(self, pixels: Tensor, device: torch.device | None = None) -> Tensor:
         """Return float32 (N, C) on the CPU for uint8 (N, 3, S, S).
