@@ -7,7 +7,7 @@ import torch
 
 from toolkit.data.manifest import TEST, TRAIN, VAL
 from toolkit.evaluation.predictions import Predictions
-from toolkit.evaluation.report import evaluate, summary_text
+from toolkit.evaluation.report import evaluate
 from toolkit.scores import score
 
 
@@ -41,18 +41,3 @@ def test_the_seed_is_that_of_the_interval() -> None:
     predictions = make([VAL] * 300, [row % 3 for row in range(300)])
     assert evaluate(predictions, seed=1) == evaluate(predictions, seed=1)
     assert evaluate(predictions, seed=1) != evaluate(predictions, seed=2)
-
-
-def test_summary_has_a_line_a_scored_split() -> None:
-    predictions = Predictions(
-        paths=("a", "b"),
-        splits=np.array([VAL, VAL], dtype=np.int8),
-        labels=np.array([0, 1]),
-        probabilities=torch.tensor([[0.75, 0.25], [0.25, 0.75]]),
-        classes=("x", "y"),
-    )
-    assert summary_text(evaluate(predictions)) == (
-        "val: accuracy 1.000 (95 % interval 1.000 to 1.000, 2 images), balanced 1.000, macro F1 1.000, "
-        "NLL 0.288, ECE 0.250"
-    )
-    assert summary_text({"val": None, "test": None}) == "nothing scored: no labelled images outside the training split"

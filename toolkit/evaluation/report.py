@@ -1,8 +1,6 @@
-"""Predictions → scores by split, and the lines a person reads."""
+"""Predictions → scores by split."""
 
 from __future__ import annotations
-
-from collections.abc import Mapping
 
 import torch
 
@@ -24,9 +22,3 @@ def _score_split(predictions: Predictions, seed: int) -> Scores | None:
     if not len(known):
         return None
     return score(known.probabilities, torch.from_numpy(known.labels), seed=seed)
-
-
-def summary_text(scores: Mapping[str, Scores | None]) -> str:
-    """Return a line a scored split: accuracy with its interval, and the other scores."""
-    lines = [f"{name}: {scored}" for name, scored in scores.items() if scored is not None]
-    return "\n".join(lines) or "nothing scored: no labelled images outside the training split"
