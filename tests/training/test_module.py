@@ -257,3 +257,26 @@ def test_without_images_to_validate_on_it_trains_all_the_same(tmp_path):
     with open(tmp_path / "history.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["val_loss"] for row in rows] == ["", ""] and float(rows[1]["train_loss"]) > 0
+
+
+def test_a_module_from_a_user_s_trainer_is_tested_and_saved(tmp_path):
+    data = folder_data(tmp_path / "photos")
+    data.manifest.splits[:3] = 2
+    module = TransferModule(tiny_backbone(), 3)
+    trainer = bare_trainer(tmp_path, max_epochs=1)
+    trainer.fit(module, data)
+    (tested,) = trainer.test(module, data, verbose=False)
+    assert set(tested) == {"test_loss", "test_accuracy"} and math.isfinite(tested["test_loss"])
+    toolkit.save_model(module.trained_model(data.classes), tmp_path / "model")
+    loaded = toolkit.load_model(tmp_path / "model", stages=tiny_backbone(seed=5).stages)
+    assert loaded.classes == data.classes
+    assert_equal(loaded.network.state_dict(), module.network.state_dict())
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"lr": 0.0}, {"lr": math.nan}, {"weight_decay": -1.0}, {"warmup": 2.0}, {"label_smoothing": 1.0},
+              {"class_weights": [1.0]}]
+)  # fmt: skip
+def test_values_that_make_no_sense_are_refused(wrong):
+    with pytest.raises(toolkit.ToolkitError, match="expected"):
+        TransferModule(tiny_backbone(), 3, **wrong)
