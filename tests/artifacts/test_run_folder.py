@@ -113,7 +113,7 @@ def test_a_config_that_cannot_be_written_costs_no_run(tmp_path: Path) -> None:
 def test_only_our_own_checkpoints_are_dropped(tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path / "run", config(1), overwrite=False)
     folder.checkpoints.mkdir()
-    for name in (LAST, BEST, "mine.pt"):
+    for name in (LAST, BEST, f"{TEMPORARY_PREFIX}12-{LAST}", "mine.pt"):
         (folder.checkpoints / name).write_text("x")
     folder.drop_checkpoints()
     assert [file.name for file in folder.checkpoints.iterdir()] == ["mine.pt"]

@@ -198,7 +198,9 @@ def test_default_workers():
 
 
 @pytest.mark.slow
-def test_a_lost_decoding_process_is_one_line(tmp_path: Path) -> None:
+def test_a_lost_decoding_process_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("toolkit.data.loading.LOST_AFTER_S", 5.0)
+
     class Deadly(ViewDataset):
         def __getitem__(self, key: tuple[int, int]) -> tuple[int, NDArray[np.uint8] | str]:
             os.kill(os.getpid(), signal.SIGKILL)

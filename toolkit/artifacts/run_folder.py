@@ -143,7 +143,8 @@ class RunFolder:
 
     def drop_checkpoints(self) -> None:
         """Remove the checkpoints of a finished run."""
-        for name in CHECKPOINT_FILES:
+        unfinished = (file.name for file in self.checkpoints.glob(f"{TEMPORARY_PREFIX}*"))  # a kill leaves them
+        for name in (*CHECKPOINT_FILES, *unfinished):
             (self.checkpoints / name).unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # somebody's own file is in it
             self.checkpoints.rmdir()

@@ -22,7 +22,7 @@ from toolkit.errors import ToolkitError
 
 Failure = tuple[int, str]
 
-LOST_AFTER_S = 300.0  # seconds without a batch after which the processes that decode are given up
+LOST_AFTER_S = 120.0  # seconds without a batch after which the processes that decode are given up
 SHARED_BYTES_A_WORKER = 2 * 32 * 3 * 384**2  # two batches ahead, of 32 images of at most 384 px
 
 
