@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,10 +117,6 @@ class RunFolder:
         """Publish `quarantine.csv`: path and reason of every image file that could not be used."""
         rows = ((item.path, item.reason) for item in manifest.quarantined)
         publish_text(self.path / QUARANTINE, csv_text(("path", "reason"), rows))
-
-    def write_with(self, writer: Callable[..., None], name: str, *arguments: Any) -> None:
-        """Call `writer(path, *arguments)` for a file of this folder."""
-        writer(self.path / name, *arguments)
 
     @contextmanager
     def held(self) -> Iterator[None]:

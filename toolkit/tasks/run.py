@@ -175,14 +175,14 @@ def _go(folder: RunFolder, manifest: Manifest, options: Options, backbone: Backb
 
     with clock.part("evaluate"):
         save_model(model, folder.path / MODEL)
-        folder.write_with(predictions.to_csv, PREDICTIONS)
+        predictions.to_csv(folder.path / PREDICTIONS)
         known = predictions.labelled()
         for writer, name in (
             (write_confusion_csv, CONFUSION),
             (write_per_class_csv, PER_CLASS),
             (write_mistakes_csv, MISTAKES),
         ):
-            folder.write_with(writer, name, known)
+            writer(folder.path / name, known)
         folder.write_quarantine(manifest)
     _warn_if_worse(folder, scores)
     metrics = _metrics(prepared, manifest, scores, clock)
