@@ -27,6 +27,7 @@ BELOW_AND_ABOVE: dict[str, tuple[list[Any], list[Any]]] = {
     "lr": ([0, -1e-3], [100.1]),
     "weight_decay": ([-1e-9], [10.5]),
     "views": ([0], [100_001]),
+    "folds": ([1], [101]),
     "batch_size": ([0], [65_537]),
     "accumulate": ([0], [65_537]),
     "clip": ([0, -1.0], []),
@@ -42,6 +43,7 @@ WHOLE = {
     "image_size",
     "epochs",
     "views",
+    "folds",
     "batch_size",
     "accumulate",
     "patience",
@@ -49,7 +51,7 @@ WHOLE = {
     "seed",
     "workers",
 }
-STRATEGY_OF = {"cut": "partial"}
+STRATEGY_OF = {"cut": "partial", "folds": "head"}
 
 
 def strategy_for(key: str) -> str:
@@ -141,14 +143,18 @@ def test_taps_that_are_none_are_refused(taps: Any) -> None:
 
 
 def test_weights_are_a_file() -> None:
-    with pytest.raises(SettingError, match="weights: a file expected, got 3"):
+    with pytest.raises(SettingError, match="weights: a path expected, got 3"):
         Options(weights=3)  # type: ignore[arg-type]
+    with pytest.raises(SettingError, match="cache_dir: a path expected, got 3"):
+        Options(cache_dir=3)  # type: ignore[arg-type]
+    with pytest.raises(SettingError, match="cache: true or false expected, got 'no'"):
+        Options(cache="no")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("key", USED_BY)
 def test_a_key_that_the_strategy_does_not_use_is_refused(key: str) -> None:
-    values: dict[str, Any] = {"optimizer": "sgd", "augment": "crop", "weights": "w.pth", "clip": 1.0, "val": 0.5}
-    value = values.get(key, 1 if key in WHOLE else 0.5)
+    values: dict[str, Any] = {"optimizer": "sgd", "augment": "crop", "weights": "w.pth", "clip": 1.0, "head": "ridge"}
+    value = values.get(key, 2 if key in WHOLE else 0.5)
     for strategy in STRATEGIES:
         if strategy in USED_BY[key]:
             Options(strategy=strategy, **{key: value})

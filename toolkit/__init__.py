@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     from toolkit.data.preprocessing import Preprocessing
     from toolkit.errors import ToolkitError
     from toolkit.plan import FreezeSpec, StageRule, TransferPlan
+    from toolkit.tasks.cache import cache
     from toolkit.tasks.classifier import ImageClassifier
     from toolkit.tasks.evaluate import evaluate
+    from toolkit.tasks.extractor import FeatureExtractor
     from toolkit.tasks.features import extract_features
     from toolkit.tasks.finetune import finetune
     from toolkit.tasks.plan import plan_transfer
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Backbone": "backbones.backbone",
+    "FeatureExtractor": "tasks.extractor",
     "FreezeSpec": "plan",
     "ImageClassifier": "tasks.classifier",
     "ImageFolderData": "data.datamodule",
@@ -38,6 +41,7 @@ _HOMES = {
     "TransferPlan": "plan",
     "as_backbone": "backbones.catalog",
     "build_backbone": "backbones.catalog",
+    "cache": "tasks.cache",
     "evaluate": "tasks.evaluate",
     "extract_features": "tasks.features",
     "finetune": "tasks.finetune",
@@ -49,6 +53,7 @@ _HOMES = {
 
 __all__ = [
     "Backbone",
+    "FeatureExtractor",
     "FreezeSpec",
     "ImageClassifier",
     "ImageFolderData",
@@ -60,6 +65,7 @@ __all__ = [
     "TransferPlan",
     "as_backbone",
     "build_backbone",
+    "cache",
     "evaluate",
     "extract_features",
     "finetune",

@@ -40,6 +40,7 @@ Verbs:
   predict    label photos with a saved model
   features   write features of photos to a file
   backbones  list the networks
+  cache      what the cache of features holds; --limit SIZE makes it smaller
 """
 
 
@@ -55,6 +56,7 @@ VERBS = {
     "predict": Verb("toolkit.tasks.predict:predict", ("model", "paths")),
     "features": Verb("toolkit.tasks.features:extract_features", ("data",), ("out", "backbone", "taps", "image_size")),
     "backbones": Verb("toolkit.tasks.backbones:backbones"),
+    "cache": Verb("toolkit.tasks.cache:cache", (), ("limit", "cache_dir"), as_json=True),
 }
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
 # Return types name classes whose modules import torch; as annotations of flags they are never looked at.
-_NO_TORCH: dict[str, Any] = dict.fromkeys(("Run", "TransferPlan"), object)
+_NO_TORCH: dict[str, Any] = dict.fromkeys(("CacheReport", "Run", "TransferPlan"), object)
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def _parser(
     for key in sorted((k for k in parameters if k not in verb.positionals), key=lambda k: k not in verb.main):
         group = first if key in verb.main else more
         default = parameters[key].default
-        if hints[key] is bool:
+        if hints[key] is bool and not default:
             group.add_argument(f"--{key}", action="store_true", help=described.get(key))
         else:
             group.add_argument(

@@ -21,6 +21,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     "augment": ("none", "crop", "standard"),
     "class_weights": ("none", "balanced"),
     "precision": ("auto", "32-true", "bf16-mixed", "16-mixed"),
+    "head": ("auto", "ridge", "logistic", "knn"),
 }
 
 CUSTOM = "custom"  # what stands in a YAML file for a backbone of the user's own
@@ -30,14 +31,14 @@ TRAINED = ("partial", "full", "scratch")
 USED_BY: dict[str, tuple[str, ...]] = {
     "cut": ("partial",),
     "weights": ("head", "partial", "full"),
+    "head": ("head", "partial", "full"),
+    "folds": ("head",),
     **dict.fromkeys(
         (
             "epochs",
             "lr",
             "weight_decay",
             "optimizer",
-            "augment",
-            "views",
             "batch_size",
             "accumulate",
             "clip",
@@ -62,6 +63,8 @@ class Options:
     strategy: str = "auto"
     cut: int | None = None
     taps: Sequence[int] | None = None
+    head: str | None = None
+    folds: int | None = None
     image_size: int | None = None
     epochs: int | None = None
     lr: float | None = None
@@ -81,6 +84,8 @@ class Options:
     device: str = "auto"
     precision: str = "auto"
     workers: int | None = None
+    cache: bool = True
+    cache_dir: str | None = None
 
     def __post_init__(self) -> None:
         for key, value in vars(self).items():  # numbers of NumPy and others become Python's
@@ -109,8 +114,11 @@ class Options:
         name, taps = self.backbone, self.taps
         if isinstance(name, str) and name not in names.plain_names() and not name.startswith(names.TIMM_PREFIX):
             raise unknown_name("backbone", name, names.plain_names())
-        if self.weights is not None and not isinstance(self.weights, (str, os.PathLike)):
-            raise SettingError(f"weights: a file expected, got {self.weights!r}")
+        for key in ("weights", "cache_dir"):
+            if getattr(self, key) is not None and not isinstance(getattr(self, key), (str, os.PathLike)):
+                raise SettingError(f"{key}: a path expected, got {getattr(self, key)!r}")
+        if not isinstance(self.cache, bool):
+            raise SettingError(f"cache: true or false expected, got {self.cache!r}")
         if taps is not None:
             whole = isinstance(taps, (list, tuple)) and all(type(tap) is int and tap >= 0 for tap in taps)
             if not whole or not taps or len(set(taps)) < len(taps):
@@ -134,8 +142,9 @@ class Options:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         if not isinstance(self.backbone, str):
             values["backbone"] = CUSTOM
-        if self.weights is not None:
-            values["weights"] = str(Path(self.weights).expanduser().absolute())
+        for key in ("weights", "cache_dir"):
+            if values[key] is not None:
+                values[key] = str(Path(values[key]).expanduser().absolute())
         if self.taps is not None:
             values["taps"] = list(self.taps)
         return values
@@ -148,6 +157,7 @@ _RANGES: dict[str, tuple[type | tuple[type, ...], _Test, str]] = {
     "epochs": (int, lambda x: 1 <= x <= 100_000, "1 to 100000"),
     "lr": ((int, float), lambda x: 0 < x <= 100, "a number above 0, at most 100,"),
     "weight_decay": ((int, float), lambda x: 0 <= x <= 10, "a number from 0 to 10"),
+    "folds": (int, lambda x: 2 <= x <= 100, "2 to 100"),
     "views": (int, lambda x: 1 <= x <= 100_000, "1 to 100000"),
     "batch_size": (int, lambda x: 1 <= x <= 65_536, "1 to 65536"),
     "accumulate": (int, lambda x: 1 <= x <= 65_536, "1 to 65536"),

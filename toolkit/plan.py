@@ -90,7 +90,7 @@ class TransferPlan:
     facts: dict[str, Any]
     reasons: tuple[str, ...]
     similarity: float | None = None
-    probes: tuple[dict[str, float], ...] = ()
+    probes: tuple[dict[str, Any], ...] = ()
     runner_up: str | None = None
     predicted: dict[str, Any] | None = None
     overridden: tuple[str, ...] = ()

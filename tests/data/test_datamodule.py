@@ -40,7 +40,7 @@ def test_validation_is_clean_in_every_epoch(tmp_path):
     pixels = []
     for epoch in (0, 1, 5):
         loader.sampler.set_epoch(epoch)
-        pixels.append(next(iter(loader)).pixels)
+        pixels.append(next(iter(loader)).inputs)
     assert torch.equal(pixels[0], pixels[1]) and torch.equal(pixels[0], pixels[2])
 
 
@@ -51,7 +51,7 @@ def test_augmented_views_differ_and_come_again(tmp_path):
         loader = data.train_dataloader()
         loader.sampler.set_epoch(epoch)
         batch = next(iter(loader))
-        by_epoch.append(batch.pixels[batch.rows.argsort()])
+        by_epoch.append(batch.inputs[batch.rows.argsort()])
     assert torch.equal(by_epoch[0], by_epoch[3])
     assert not torch.equal(by_epoch[0], by_epoch[1]) and not torch.equal(by_epoch[1], by_epoch[2])
     with pytest.raises(SettingError, match=r"unknown augmentation 'standart'.*standard"):

@@ -98,7 +98,7 @@ def epoch_of(loader: ResumableLoader, epoch: int) -> list[Batch]:
 def assert_same(one: list[Batch], other: list[Batch]) -> None:
     assert len(one) == len(other)
     for mine, theirs in zip(one, other, strict=True):
-        assert torch.equal(mine.pixels, theirs.pixels) and torch.equal(mine.labels, theirs.labels)
+        assert torch.equal(mine.inputs, theirs.inputs) and torch.equal(mine.labels, theirs.labels)
         assert torch.equal(mine.rows, theirs.rows) and mine.failures == theirs.failures
 
 
@@ -122,9 +122,9 @@ def test_a_batch_holds_the_seeded_views_and_labels(manifest):
 
     for epoch in (0, 1, 5):
         for batch in epoch_of(loader(manifest), epoch):
-            assert batch.pixels.dtype == torch.uint8 and batch.labels.dtype == batch.rows.dtype == torch.int64
+            assert batch.inputs.dtype == torch.uint8 and batch.labels.dtype == batch.rows.dtype == torch.int64
             assert batch.labels.tolist() == manifest.labels[batch.rows.numpy()].tolist()
-            for row, pixels in zip(batch.rows.tolist(), batch.pixels, strict=True):
+            for row, pixels in zip(batch.rows.tolist(), batch.inputs, strict=True):
                 digest, image = read_image(manifest.file(row), 10**6)
                 expected = view(image, SMALL, AUGMENTATIONS["standard"], digest=digest, number=epoch % 3, seed=5)
                 assert np.array_equal(pixels.numpy(), expected)
@@ -165,7 +165,7 @@ def test_unreadable_files_are_left_out_and_named(manifest, workers):
     assert set(failures) == {3, 9} and all(failures.values())
     rows = [row for batch in batches for row in batch.rows.tolist()]
     assert sorted(rows) == sorted(set(range(15)) - {3, 9})
-    assert all(len(batch.pixels) == len(batch.labels) == len(batch.rows) for batch in batches)
+    assert all(len(batch.inputs) == len(batch.labels) == len(batch.rows) for batch in batches)
     complete = {row for batch in batches for row in [*batch.rows.tolist(), *(row for row, _ in batch.failures)]}
     assert complete == set(range(15))
 
@@ -174,7 +174,7 @@ def test_a_batch_of_unreadable_files_is_empty_but_well_formed(manifest):
     for row in range(15):
         manifest.file(row).write_bytes(b"")
     for batch in epoch_of(loader(manifest), 0):
-        assert batch.pixels.shape == (0, 3, 32, 32) and batch.pixels.dtype == torch.uint8
+        assert batch.inputs.shape == (0, 3, 32, 32) and batch.inputs.dtype == torch.uint8
         assert batch.labels.shape == batch.rows.shape == (0,) and batch.labels.dtype == torch.int64
         assert len(batch.failures) in (3, 4)
 
@@ -190,7 +190,7 @@ def test_clean_batches_keep_the_order_of_the_rows(manifest):
     batches = list(clean_batches(manifest, rows, SMALL, batch_size=2, workers=0, max_pixels=10**6))
     assert [batch.rows.tolist() for batch in batches] == [[4, 0], [14, 7], [3]]
     whole = next(clean_batches(manifest, np.arange(15), SMALL, batch_size=15, workers=0, max_pixels=10**6))
-    assert torch.equal(torch.cat([batch.pixels for batch in batches]), whole.pixels[rows])
+    assert torch.equal(torch.cat([batch.inputs for batch in batches]), whole.inputs[rows])
 
 
 def test_default_workers():

@@ -420,7 +420,7 @@ def test_files_that_vanish_while_the_tail_trains_are_accounted_for(
         return train(folder, prepared, *more)
 
     monkeypatch.setattr(tail, "train_tail", after_two_files_have_gone)
-    metrics = run(data, tmp_path / "run", "partial").metrics
+    metrics = run(data, tmp_path / "run", "partial", cache=False).metrics
     assert (metrics["scanned"], metrics["used"], metrics["quarantined"]) == (8, 6, 2)
     assert (metrics["train"]["n"], metrics["val"]["n"]) == (5, 1)
     quarantine = (tmp_path / "run/quarantine.csv").read_text()

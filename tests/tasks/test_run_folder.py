@@ -70,7 +70,10 @@ def test_metrics_have_their_keys_and_null_for_what_is_missing(runs: Runs) -> Non
         "quarantined",
         "skipped",
         "seconds",
+        "val_chose",
+        "folds",
     ]
+    assert (metrics["val_chose"], metrics["folds"]) == ("nothing", None)
     assert (metrics["strategy"], metrics["backbone"]) == ("head", "efficientnet_lite0")
     assert metrics["classes"] == ["cat", "dog", "owl"]
     assert metrics["train"] == {"n": 24}
@@ -235,16 +238,20 @@ def test_a_run_prints_well(runs: Runs) -> None:
     lines = str(runs("head")).splitlines()
     assert lines[0].startswith("head on efficientnet_lite0: 24 training images, ")
     assert lines[1].startswith("val: accuracy ")
-    assert lines[2] == "files: 0 quarantined (quarantine.csv), 0 others skipped"
-    assert lines[3] == f"run folder: {runs('head').path}"
+    assert lines[2].startswith("     nothing was chosen by these images")
+    assert lines[3] == "files: 0 quarantined (quarantine.csv), 0 others skipped"
+    assert lines[4] == f"run folder: {runs('head').path}"
 
 
 def test_results_go_to_stdout_and_the_rest_to_stderr(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "run"
-    assert main(["finetune", str(photos), "--out", str(out), *words(strategy="partial", epochs=1)]) == 0
+    assert (
+        main(["finetune", str(photos), "--out", str(out), *words(strategy="partial", epochs=1, cache_dir=tmp_path)])
+        == 0
+    )
     captured = capsys.readouterr()
-    assert captured.out.startswith("partial on efficientnet_lite0") and len(captured.out.splitlines()) == 4
+    assert captured.out.startswith("partial on efficientnet_lite0") and len(captured.out.splitlines()) == 5
     for progress in ("features: 30 images", "plan: partial", "multiplier", "epoch 0: val loss", "epoch 1: train loss"):
         assert progress in captured.err and progress not in captured.out

@@ -95,7 +95,7 @@ def test_logged_numbers_are_means_over_images(tmp_path):
     logged = {key: float(value) for key, value in trainer.callback_metrics.items()}
     for split, loader in (("train", data.train_dataloader()), ("val", data.val_dataloader())):
         batches = list(loader)
-        pixels, labels = torch.cat([b.pixels for b in batches]), torch.cat([b.labels for b in batches])
+        pixels, labels = torch.cat([b.inputs for b in batches]), torch.cat([b.labels for b in batches])
         with torch.inference_mode():
             scores = module.network.eval()(pixels)
         smoothing = 0.1 if split == "train" else 0.0

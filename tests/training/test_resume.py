@@ -19,7 +19,6 @@ from tests.photos import photo
 from tests.training.tiny import assert_equal, copied, folder_data, tiny_backbone
 from toolkit.data.datamodule import ImageFolderData
 from toolkit.errors import ArtifactError, Interrupted
-from toolkit.features.extract import extract
 from toolkit.training import fit as fit_module
 from toolkit.training.best import BEST
 from toolkit.training.checkpoints import LAST, WholeCheckpointIO
@@ -75,7 +74,7 @@ def train_once(
 
     def record(self, batch, dataloader_idx):
         if self.trainer.training:
-            seen.append((batch.rows.tolist(), int(batch.pixels.long().sum())))
+            seen.append((batch.rows.tolist(), int(batch.inputs.long().sum())))
         return transfer(self, batch, dataloader_idx)
 
     make = fit_module.Trainer
@@ -418,15 +417,3 @@ def test_data_used_again_after_a_resume_skip_nothing(tmp_path, monkeypatch):
     assert sum(len(batch.rows) for batch in loader) == 21 - 4 * 4
     assert sum(len(batch.rows) for batch in loader) == 21
     assert sum(len(batch.rows) for batch in data.train_dataloader()) == 21
-
-
-def test_the_memory_format_does_not_depend_on_what_came_before(tmp_path):
-    """A run that has extracted features and its resumption, which extracts none, must use the same kernels."""
-    used, fresh = tiny_backbone(), tiny_backbone()
-    manifest = folder_data(tmp_path / "photos", COUNTS).manifest
-    extract(used, manifest, device=torch.device("cpu"), precision="32-true", workers=0, max_pixels=10**6)
-    strides = [
-        {name: p.stride() for name, p in TransferModule(backbone, 3, cut=1).named_parameters()}
-        for backbone in (used, fresh)
-    ]
-    assert strides[0] == strides[1]

@@ -22,6 +22,7 @@ from toolkit.data.decode import DECODING_POLICY
 from toolkit.data.preprocessing import Preprocessing
 from toolkit.errors import ArtifactError, ToolkitError
 from toolkit.heads.linear import LinearHead
+from toolkit.heads.votes import NeighbourVotes
 from toolkit.plan import FreezeSpec, StageRule
 from toolkit.storage import file_sha256, publish_bytes, publish_json, read_json
 from toolkit.training.network import TransferNetwork
@@ -37,9 +38,7 @@ PACKAGES = ("torch", "torchvision", "timm", "pillow", "numpy", "transfer-toolkit
 def save_model(model: TrainedModel, folder: str | os.PathLike[str]) -> None:
     """Write the model folder; the description comes last, so a folder with one is complete."""
     folder = Path(folder)
-    head = model.network.head
-    if not isinstance(head, LinearHead):
-        raise ArtifactError(f"only a LinearHead can be saved, this model has a {type(head).__name__}")
+    head = _described_head(model.network.head)
     tensors = {key: value.detach().cpu().contiguous() for key, value in model.network.state_dict().items()}
     content = save(tensors)
     publish_bytes(folder / WEIGHTS, content)
@@ -50,7 +49,7 @@ def save_model(model: TrainedModel, folder: str | os.PathLike[str]) -> None:
         "backbone": {"name": model.backbone, "weights": model.weights, "layout": model.layout},
         "stages": [{"trainable": rule.trainable, "multiplier": rule.multiplier} for rule in rules],
         "taps": list(model.network.taps),
-        "head": {"kind": "linear", "widths": list(head.widths)},
+        "head": head,
         "preprocessing": model.preprocessing.to_dict(),
         "decoding": {**DECODING_POLICY, "max_pixels": model.max_pixels},
         "versions": {name: _version(name) for name in PACKAGES},
@@ -58,6 +57,21 @@ def save_model(model: TrainedModel, folder: str | os.PathLike[str]) -> None:
         "golden_logits": _golden_logits(model).tolist(),
     }
     publish_json(folder / DESCRIPTION, {**description, "description_sha256": description_sha256(description)})
+
+
+def _described_head(head: nn.Module) -> dict[str, Any]:
+    """Return what rebuilds a head before its tensors are loaded."""
+    if isinstance(head, LinearHead):
+        return {"kind": "linear", "widths": list(head.widths)}
+    if isinstance(head, NeighbourVotes):
+        return {"kind": "neighbours", "widths": list(head.widths), "references": len(head.references)}
+    raise ArtifactError(f"only the toolkit's own heads can be saved, this model has a {type(head).__name__}")
+
+
+def _rebuilt_head(described: dict[str, Any], n_classes: int) -> nn.Module:
+    if described["kind"] == "neighbours":
+        return NeighbourVotes(described["widths"], n_classes, int(described["references"]))
+    return LinearHead(described["widths"], n_classes)
 
 
 def description_sha256(description: dict[str, Any]) -> str:
@@ -122,7 +136,7 @@ def _rebuild(description: dict[str, Any], stages: Sequence[nn.Module] | None) ->
         backbone = replace(built, preprocessing=preprocessing)
     classes = tuple(description["classes"])
     rules = tuple(StageRule(bool(rule["trainable"]), float(rule["multiplier"])) for rule in description["stages"])
-    head = LinearHead(description["head"]["widths"], len(classes))
+    head = _rebuilt_head(description["head"], len(classes))
     network = TransferNetwork(backbone, head, FreezeSpec(rules), taps=description["taps"])
     max_pixels = int(description["decoding"]["max_pixels"])
     return TrainedModel(network, classes, named["name"], named["weights"], named["layout"], preprocessing, max_pixels)

@@ -11,7 +11,7 @@ import torch
 
 from toolkit.data.loading import clean_batches
 from toolkit.data.manifest import UNASSIGNED, UNLABELLED, Manifest
-from toolkit.features.extract import CHUNK
+from toolkit.features.prefix import CHUNK
 from toolkit.training.trained import TrainedModel
 
 TOP = 5
@@ -43,7 +43,7 @@ def predict_paths(
     for batch in batches:
         records = {row: {"path": manifest.paths[row], "error": reason} for row, reason in batch.failures}
         if len(batch.rows):
-            probabilities = model.logits(batch.pixels, device).double().softmax(dim=1)
+            probabilities = model.logits(batch.inputs, device).double().softmax(dim=1)
             for row, distribution in zip(batch.rows.tolist(), probabilities, strict=True):
                 records[row] = {"path": manifest.paths[row], **_record(model.classes, distribution)}
         yield from (records[row] for row in sorted(records))

@@ -9,7 +9,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from toolkit.data.decode import DEFAULT_MAX_PIXELS
-from toolkit.data.loading import Batch, Failure, ResumableLoader, SeededSampler, ViewDataset
+from toolkit.data.loading import Batch, Failure, ResumableLoader, SeededSampler, ViewDataset, ViewSource
 from toolkit.data.manifest import TEST, TRAIN, VAL, Manifest
 from toolkit.data.preprocessing import Preprocessing
 from toolkit.data.scan import scan
@@ -27,6 +27,8 @@ class ImageFolderData(LightningDataModule):
 
     source: what `toolkit.data.scan` takes, or a Manifest. preprocessing: the backbone's own. augment: a name of
     `AUGMENTATIONS`. views: distinct views per image; epoch e shows view e mod views (0 is the clean one).
+    stored: where the views are read instead of from the files; they must be those of the same recipe and seed.
+    by_source: cut training views from a reduced copy of each image, as a run does that stores those copies.
     """
 
     def __init__(
@@ -41,6 +43,8 @@ class ImageFolderData(LightningDataModule):
         seed: int = 0,
         workers: int = 0,
         max_pixels: int = DEFAULT_MAX_PIXELS,
+        stored: ViewSource | None = None,
+        by_source: bool = False,
     ) -> None:
         super().__init__()
         manifest = source if isinstance(source, Manifest) else scan(source, max_pixels=max_pixels)
@@ -52,6 +56,8 @@ class ImageFolderData(LightningDataModule):
         self.seed = seed
         self.workers = workers
         self.max_pixels = max_pixels
+        self.stored = stored
+        self.by_source = by_source
         self.failures: dict[int, str] = {}
         self.last_batch: Batch | None = None
         self._train_loader: ResumableLoader | None = None
@@ -78,11 +84,11 @@ class ImageFolderData(LightningDataModule):
         """Return the loader of the test split: clean views in path order."""
         return self._loader(TEST, views=1, shuffle=False)
 
-    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> tuple[Tensor, Tensor]:
-        """Record which files failed and hand (pixels, labels) to the module."""
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> tuple[Any, Tensor]:
+        """Record which files failed and hand (inputs, labels) to the module."""
         self._record(batch.failures)
         self.last_batch = batch
-        return batch.pixels, batch.labels
+        return batch.inputs, batch.labels
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position in the epoch, the files that failed and what the data looked like."""
@@ -104,8 +110,18 @@ class ImageFolderData(LightningDataModule):
 
     def _loader(self, split: int, *, views: int, shuffle: bool) -> ResumableLoader:
         recipe = self.augment if split == TRAIN else AUGMENTATIONS["none"]
-        dataset = ViewDataset(self.manifest, self.preprocessing, recipe, seed=self.seed, max_pixels=self.max_pixels)
+        dataset: ViewSource | None = self.stored
+        if dataset is None:
+            dataset = ViewDataset(
+                self.manifest,
+                self.preprocessing,
+                recipe,
+                seed=self.seed,
+                max_pixels=self.max_pixels,
+                by_source=self.by_source and split == TRAIN,
+            )
         ranks = {} if self.trainer is None else {"replicas": self.trainer.world_size, "rank": self.trainer.global_rank}
         sampler = SeededSampler(self.manifest.rows(split), views=views, seed=self.seed, shuffle=shuffle, **ranks)
         pin = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-        return ResumableLoader(dataset, sampler, batch_size=self.batch_size, workers=self.workers, pin=pin)
+        workers = self.workers if dataset.costly else 0
+        return ResumableLoader(dataset, sampler, batch_size=self.batch_size, workers=workers, pin=pin)

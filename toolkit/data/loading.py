@@ -6,7 +6,7 @@ import os
 import shutil
 import signal
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from toolkit.data.decode import UnreadableImage, read_image
 from toolkit.data.manifest import Manifest
 from toolkit.data.preprocessing import Preprocessing
-from toolkit.data.views import Augmentation, view
+from toolkit.data.views import Augmentation, source_of, view, view_of_source
 from toolkit.errors import ToolkitError
 
 Failure = tuple[int, str]
@@ -29,18 +29,40 @@ SHARED_BYTES_A_WORKER = 2 * 32 * 3 * 384**2  # two batches ahead, of 32 images o
 class Batch(NamedTuple):
     """B views of images and the files that failed.
 
-    pixels: uint8 (B, 3, S, S). labels: int64 (B,), −1 where unlabelled. rows: int64 (B,), rows of the Manifest.
+    inputs: uint8 (B, 3, S, S), or what frozen stages made of such pixels. labels: int64 (B,), −1 where unlabelled.
+    rows: int64 (B,), rows of the Manifest.
     failures: (row, reason) of files that were asked for and could not be read; they are not in the tensors.
     """
 
-    pixels: Tensor
+    inputs: Any
     labels: Tensor
     rows: Tensor
     failures: tuple[Failure, ...]
 
 
+class ViewSource(Protocol):
+    """What maps (row, view number) to a sample, and several samples to a Batch.
+
+    costly: whether that is work which several processes should share.
+    """
+
+    costly: bool
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, key: tuple[int, int]) -> Any: ...
+
+    def collate(self, samples: Sequence[Any]) -> Batch:
+        """Return the samples as one Batch."""
+
+
 class ViewDataset(Dataset[tuple[int, NDArray[np.uint8] | str]]):
-    """Maps (row, view number) to that view's pixels, or to the reason why there are none; holds no random state."""
+    """Maps (row, view number) to that view's pixels, or to the reason why there are none; holds no random state.
+
+    by_source: cut the views from the image's source, as is done where sources are stored.
+    """
+
+    costly = True
 
     def __init__(
         self,
@@ -50,12 +72,14 @@ class ViewDataset(Dataset[tuple[int, NDArray[np.uint8] | str]]):
         *,
         seed: int,
         max_pixels: int,
+        by_source: bool = False,
     ) -> None:
         self.manifest = manifest
         self.preprocessing = preprocessing
         self.augmentation = augmentation
         self.seed = seed
         self.max_pixels = max_pixels
+        self.by_source = by_source
 
     def __len__(self) -> int:
         return len(self.manifest)
@@ -66,10 +90,11 @@ class ViewDataset(Dataset[tuple[int, NDArray[np.uint8] | str]]):
             content_digest, image = read_image(self.manifest.file(row), self.max_pixels)
         except UnreadableImage as reason:
             return row, str(reason)
-        pixels = view(
-            image, self.preprocessing, self.augmentation, digest=content_digest, number=number, seed=self.seed
-        )
-        return row, pixels
+        which: dict[str, Any] = {"digest": content_digest, "number": number, "seed": self.seed}
+        if self.by_source:
+            source = source_of(image, self.preprocessing)
+            return row, view_of_source(source, image.size, self.preprocessing, self.augmentation, **which)
+        return row, view(image, self.preprocessing, self.augmentation, **which)
 
     def collate(self, samples: Sequence[tuple[int, NDArray[np.uint8] | str]]) -> Batch:
         """Stack what could be read and list what could not."""
@@ -116,10 +141,10 @@ class ResumableLoader(DataLoader[Any]):
     """
 
     def __init__(
-        self, dataset: ViewDataset, sampler: SeededSampler, *, batch_size: int, workers: int, pin: bool
+        self, dataset: ViewSource, sampler: SeededSampler, *, batch_size: int, workers: int, pin: bool
     ) -> None:
         super().__init__(
-            dataset,
+            dataset,  # type: ignore[arg-type]  # it need not inherit from Dataset
             sampler=sampler,
             batch_size=batch_size,
             num_workers=workers,
@@ -127,7 +152,7 @@ class ResumableLoader(DataLoader[Any]):
             pin_memory=pin,
             generator=torch.Generator().manual_seed(0),
             persistent_workers=False,
-            worker_init_fn=_leave_signals,
+            worker_init_fn=leave_signals,
             timeout=LOST_AFTER_S if workers else 0,
         )
         self._done = (-1, 0)
@@ -140,7 +165,7 @@ class ResumableLoader(DataLoader[Any]):
         self._resume = (-1, 0)
         self.sampler.skip = done * self.batch_size
         batches = super().__iter__()
-        while (batch := _next_batch(batches)) is not None:
+        while (batch := next_batch(batches)) is not None:
             done += 1
             self._done = (epoch, done)
             yield batch
@@ -154,7 +179,10 @@ class ResumableLoader(DataLoader[Any]):
         self._resume = self._done = (state["epoch"], state["batches"])
 
 
-def _next_batch(batches: Iterator[Batch]) -> Batch | None:
+_T = TypeVar("_T")
+
+
+def next_batch(batches: Iterator[_T]) -> _T | None:
     """Return the next batch, None at the end; ToolkitError where the processes that decode are lost."""
     try:
         return next(batches, None)
@@ -166,7 +194,7 @@ def _next_batch(batches: Iterator[Batch]) -> Batch | None:
         ) from error
 
 
-def _leave_signals(worker: int) -> None:
+def leave_signals(worker: int) -> None:
     """Let a worker outlive Ctrl-C, which reaches it too: the main process ends it, after a last checkpoint."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -18,6 +18,9 @@ from toolkit.errors import SettingError, unknown_name
 # the middle of the long side is resized; up to it, view 0 equals torchvision's Resize and CenterCrop to the bit.
 MAX_ASPECT_RATIO = 32
 
+# A source is this much larger than the crop: the smallest crop of "standard" (0.59 of a side) is then hardly enlarged.
+SOURCE_SCALE = 1.5
+
 _RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
@@ -100,14 +103,64 @@ def view(
         raise ValueError(f"a view number is >= 0, got {number}")
     if number == 0 or augmentation.is_clean:
         return clean_view(image, preprocessing)
-    # Of random.Random only random() is promised to stay the same in future Pythons; always eight draws, in order.
-    key = hashlib.blake2b(digest + f"|view {number}|seed {seed}".encode(), digest_size=16).digest()
-    generator = random.Random(int.from_bytes(key, "big"))
-    scale, aspect, x, y, flip, *colours = (generator.random() for _ in range(8))
+    return _augmented(image, image.size, preprocessing, augmentation, _draws(digest, number, seed))
 
-    box = _crop_box(image.size, augmentation, scale, aspect, x, y)
-    side = preprocessing.crop_px
-    result = image.resize((side, side), _RESAMPLING[preprocessing.interpolation], box=box)
+
+def source_px(preprocessing: Preprocessing) -> int:
+    """Return R, the side of a source."""
+    return round(preprocessing.crop_px * SOURCE_SCALE)
+
+
+def source_of(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.uint8]:
+    """Return an RGB image squeezed into a square, uint8 (3, R, R): what all its views can be cut from later.
+
+    Crops of the square, stretched back to the image's own ratio of sides, cost no decoding.
+    """
+    side = source_px(preprocessing)
+    return _to_array(image.resize((side, side), _RESAMPLING[preprocessing.interpolation]))
+
+
+def view_of_source(
+    source: NDArray[np.uint8],
+    size: tuple[int, int],
+    preprocessing: Preprocessing,
+    augmentation: Augmentation,
+    *,
+    digest: bytes,
+    number: int,
+    seed: int,
+) -> NDArray[np.uint8]:
+    """Return one view of an image of which the source is left: `view` up to a second resampling.
+
+    source: uint8 (3, R, R). size: width and height of the image it was made of.
+    """
+    image = Image.fromarray(np.ascontiguousarray(source.transpose(1, 2, 0)))
+    if number and not augmentation.is_clean:
+        return _augmented(image, size, preprocessing, augmentation, _draws(digest, number, seed))
+    kept = min(size) * preprocessing.crop_px / preprocessing.resize_px
+    width, height = size
+    box = ((width - kept) / 2, (height - kept) / 2, (width + kept) / 2, (height + kept) / 2)
+    return _to_array(_cut(image, size, box, preprocessing))
+
+
+def _draws(digest: bytes, number: int, seed: int) -> list[float]:
+    """Return eight numbers from [0, 1), always as many and in the same order."""
+    key = hashlib.blake2b(digest + f"|view {number}|seed {seed}".encode(), digest_size=16).digest()
+    # Of random.Random only random() is promised to stay the same in future Pythons.
+    generator = random.Random(int.from_bytes(key, "big"))
+    return [generator.random() for _ in range(8)]
+
+
+def _augmented(
+    image: Image.Image,
+    size: tuple[int, int],
+    preprocessing: Preprocessing,
+    augmentation: Augmentation,
+    draws: list[float],
+) -> NDArray[np.uint8]:
+    """Return an augmented view of an image, or of a source of an image of that `size`."""
+    scale, aspect, x, y, flip, *colours = draws
+    result = _cut(image, size, _crop_box(size, augmentation, scale, aspect, x, y), preprocessing)
     if augmentation.flip and flip < 0.5:
         result = result.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     if augmentation.colour:
@@ -116,6 +169,17 @@ def view(
         ):
             result = enhance(result).enhance(1 + augmentation.colour * (2 * draw - 1))
     return _to_array(result)
+
+
+def _cut(
+    image: Image.Image, size: tuple[int, int], box: tuple[float, float, float, float], preprocessing: Preprocessing
+) -> Image.Image:
+    """Return the part of an image in `box`, given in pixels of an image of `size`, at the size of the crop."""
+    if image.size != size:
+        across, down = image.width / size[0], image.height / size[1]
+        box = (box[0] * across, box[1] * down, box[2] * across, box[3] * down)
+    side = preprocessing.crop_px
+    return image.resize((side, side), _RESAMPLING[preprocessing.interpolation], box=box)
 
 
 def _crop_box(

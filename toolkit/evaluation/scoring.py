@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from toolkit.data.loading import Failure, clean_batches
 from toolkit.data.manifest import Manifest
 from toolkit.evaluation.predictions import Predictions
-from toolkit.features.extract import CHUNK
+from toolkit.features.prefix import CHUNK
 from toolkit.progress import counting
 from toolkit.training.trained import TrainedModel
 
@@ -28,7 +28,7 @@ def predict_rows(
         for batch in batches:
             failures.extend(batch.failures)
             if len(batch.rows):
-                logits.append(model.logits(batch.pixels, device))
+                logits.append(model.logits(batch.inputs, device))
                 kept.append(batch.rows.numpy())
             counter.advance(len(batch.rows) + len(batch.failures))
     found = np.concatenate(kept) if kept else np.empty(0, np.int64)

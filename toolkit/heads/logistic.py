@@ -2,109 +2,143 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from toolkit.heads.linear import LinearHead, unit_taps
+from toolkit.heads.blocks import Rows
+from toolkit.heads.examples import UNSEEN_BIAS, Examples, Trial
+from toolkit.heads.linear import LinearHead
+from toolkit.heads.softmax_solver import COARSE, FINE, Inputs, solve
+from toolkit.heads.temperature import negative_log_likelihoods
+from toolkit.heads.threads import few_threads
 
-# C = 1/λ of scikit-learn's summed loss, on unit-length taps. Frozen EfficientNet-Lite0 features of photographs and
-# drawings (500 and 238 training images) were best between 30 and 300 and flat around; the ends are for larger sets.
-STRENGTHS = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
-MAX_ITERATIONS = 300
-FOLDS = 3
-UNSEEN_BIAS = -100.0  # the score of a class without training images: never predicted, yet finite
-FOLDED_UP_TO = 5_000  # images; above, one held-out fifth chooses as well and costs a third
+# C = 1/λ for the summed loss, on unit-length taps. Frozen EfficientNet-Lite0 features of photographs and drawings
+# (500 and 238 training images) were best between 30 and 300 and flat around; the ends are for other sets.
+STRENGTHS = (0.1, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
+STRENGTHS_OF_MANY = (0.3, 3.0, 30.0, 300.0)  # the loss is flat enough for a coarser path where each step is dear
+MANY = 1_000  # rows
 
 
 class LogisticHead:
-    """Fits a LinearHead by full-batch L-BFGS (notes: 2nd order methods) for a path of strengths.
+    """Fits a LinearHead by full-batch L-BFGS for a path of strengths C = 1/λ, each warm-started by the one before.
 
-    `fit` sets `head_` (a LinearHead), `strength_` (the chosen C) and `nll_` (the held-out loss by C, within the
-    training images alone).
+    strengths: ascending; by default half a decade apart, with more than 1,000 rows a whole one. The path ends at the
+    first strength that is no better than the one before by the held-out loss. All views of an image are held out
+    together, in 10 folds up to 300 images, in 5 above; with more than 5,000 images one held-out part chooses (see
+    Examples). Of images with several views the first row, the clean view, is scored.
+
+    `fit` sets `head_` (a LinearHead), `strength_` (the chosen C), `nll_` (the summed held-out loss by C, of images
+    whose class has another one) and `oof_`: float32 (N, C), for every row the score from a model that has seen no view
+    of its image. A single image leaves nothing to compare: the first strength is taken, and its scores are zeros.
+
+    Memory beside the features: a float32 N × N matrix where N < D; blocks of 2,048 rows otherwise.
     """
 
     def __init__(
-        self, widths: Sequence[int], *, strengths: Sequence[float] = STRENGTHS, balanced: bool = False, seed: int = 0
+        self, widths: Sequence[int], *, strengths: Sequence[float] | None = None, balanced: bool = False, seed: int = 0
     ) -> None:
         self.widths = tuple(widths)
-        self.strengths = tuple(strengths)
+        self.strengths = None if strengths is None else tuple(strengths)
         self.balanced = balanced
         self.seed = seed
 
-    def fit(self, features: NDArray[np.float32], labels: NDArray[np.int64], n_classes: int) -> LogisticHead:
-        """Fit on pooled features float32 (N, D) and labels int64 (N,) in 0..n_classes − 1."""
-        inputs = unit_taps(torch.from_numpy(features), self.widths).numpy()
-        self.nll_ = {strength: 0.0 for strength in self.strengths}
-        if len(self.strengths) > 1 and len(labels) > 1:
-            for fit_rows, held_rows in self._folds(labels):
-                for strength, nll in self._path(inputs, labels, fit_rows, held_rows):
-                    self.nll_[strength] += nll
-        self.strength_ = min(self.strengths, key=lambda strength: (self.nll_[strength], strength))
-        weights, bias, classes = self._solve(inputs, labels, self.strength_, None)
-        self.head_ = LinearHead(self.widths, n_classes)
-        with torch.no_grad():
-            self.head_.linear.bias.fill_(UNSEEN_BIAS)
-            self.head_.linear.weight[classes] = torch.from_numpy(weights).float()
-            self.head_.linear.bias[classes] = torch.from_numpy(bias).float()
+    def fit(
+        self, features: Rows, labels: NDArray[np.int64], n_classes: int, images: NDArray[np.int64] | None = None
+    ) -> LogisticHead:
+        """Fit on pooled features float32 (N, D), labels int64 (N,); equal numbers in `images` are views of one."""
+        examples = Examples(
+            features, labels, n_classes, self.widths, images=images, balanced=self.balanced, seed=self.seed
+        )
+        with few_threads(*features.shape):
+            path = LogisticPath(examples, tuple(range(len(self.widths))))
+            self.nll_ = path.cross_validate(self.strengths or default_strengths(len(labels)))
+            self.strength_ = best(self.nll_)
+            self.oof_ = path.held_out(self.strength_, np.arange(len(labels)))
+            self.head_ = path.head(self.strength_)
         return self
 
-    def _folds(self, labels: NDArray[np.int64]) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-        from sklearn.model_selection import KFold, StratifiedKFold
 
-        with warnings.catch_warnings():  # a class with fewer images than folds is no news: it misses some folds
-            warnings.simplefilter("ignore", UserWarning)
-            large = len(labels) > FOLDED_UP_TO
-            n_folds = 5 if large else FOLDS
-            if np.bincount(labels).max() < n_folds:
-                folds = KFold(min(FOLDS, len(labels)), shuffle=True, random_state=self.seed)
-                return list(folds.split(labels))
-            stratified = StratifiedKFold(n_folds, shuffle=True, random_state=self.seed)
-            return list(stratified.split(labels, labels))[: 1 if large else FOLDS]
+def logistic_trial(examples: Examples, taps: Sequence[int], rows: NDArray[np.int64]) -> Trial:
+    """Return logistic regression on some taps, its scores for `rows`."""
+    path = LogisticPath(examples, taps)
+    strength = best(path.cross_validate(default_strengths(len(examples.labels))))
+    return Trial(strength, path.held_out(strength, rows), partial(path.head, strength))
 
-    def _path(
-        self,
-        inputs: NDArray[np.float32],
-        labels: NDArray[np.int64],
-        fit_rows: NDArray[np.int64],
-        held_rows: NDArray[np.int64],
-    ) -> list[tuple[float, float]]:
-        """Return (strength, summed held-out loss), each solution starting from the one before."""
-        results = []
-        start = None
-        for strength in self.strengths:
-            weights, bias, classes = start = self._solve(inputs[fit_rows], labels[fit_rows], strength, start)
-            known = held_rows[np.isin(labels[held_rows], classes)]
-            scores = inputs[known] @ weights.T + bias
-            log_p = torch.log_softmax(torch.from_numpy(scores).double(), dim=1).numpy()
-            positions = np.searchsorted(classes, labels[known])
-            results.append((strength, float(-log_p[np.arange(len(known)), positions].sum())))
-        return results
 
-    def _solve(
-        self,
-        inputs: NDArray[np.float32],
-        labels: NDArray[np.int64],
-        strength: float,
-        start: tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]] | None,
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
-        """Return weights (K, D), bias (K,) and the K classes that occur, in label order."""
-        from sklearn.linear_model import LogisticRegression
+def default_strengths(n_rows: int) -> tuple[float, ...]:
+    """Return the path for so many rows."""
+    return STRENGTHS if n_rows <= MANY else STRENGTHS_OF_MANY
 
-        classes = np.unique(labels)
-        if len(classes) == 1:
-            return np.zeros((1, inputs.shape[1]), np.float32), np.zeros(1, np.float32), classes
-        weight = "balanced" if self.balanced else None
-        model = LogisticRegression(C=strength, max_iter=MAX_ITERATIONS, class_weight=weight, warm_start=True)
-        if start is not None and len(classes) > 2:  # scikit-learn keeps one row for two classes
-            model.coef_, model.intercept_ = start[0].copy(), start[1].copy()
-        with warnings.catch_warnings():  # an unconverged end of the path loses by its held-out loss
-            warnings.simplefilter("ignore")
-            model.fit(inputs, labels)
-        weights, bias = model.coef_, model.intercept_
-        if len(classes) == 2:  # a sigmoid of z equals a softmax of (−z/2, z/2)
-            weights, bias = np.concatenate([-weights, weights]) / 2, np.concatenate([-bias, bias]) / 2
-        return weights, bias, classes
+
+def best(losses: dict[float, float]) -> float:
+    """Return the strength with the smallest loss, the smaller one of equals."""
+    return min(losses, key=lambda strength: (losses[strength], strength))
+
+
+class LogisticPath:
+    """Logistic regression on some taps of the examples; remembers the solutions of its folds."""
+
+    def __init__(self, examples: Examples, taps: Sequence[int]) -> None:
+        self.examples = examples
+        self.inputs = Inputs(examples, tuple(taps))
+        self.classes = np.flatnonzero(examples.seen)
+        self.positions = np.searchsorted(self.classes, examples.labels)
+        self._solutions: dict[tuple[int, float], NDArray[np.float64]] = {}
+        self._trivial = len(self.classes) == 1 or len(examples.views.first) == 1
+
+    def cross_validate(self, strengths: Sequence[float]) -> dict[float, float]:
+        """Return by strength the scored rows' weighted sum of negative log-likelihoods, as far as the path goes."""
+        examples = self.examples
+        rows = examples.scored[examples.learnable[examples.scored]]
+        weights = examples.image_weights(rows)
+        losses: dict[float, float] = {}
+        for strength in strengths:
+            previous = list(losses.values())[-1:]
+            scores = self.held_out(strength, rows)[:, self.classes]
+            losses[strength] = float(weights @ negative_log_likelihoods(scores, self.positions[rows]))
+            if previous and losses[strength] >= previous[0]:
+                break
+        return losses
+
+    def held_out(self, strength: float, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return scores float32 (n, C) of some rows, each from a model that has seen no view of its image."""
+        examples = self.examples
+        result = np.full((len(rows), examples.n_classes), UNSEEN_BIAS, dtype=np.float32)
+        result[:, self.classes] = 0.0
+        if self._trivial:
+            return result
+        folds = examples.folds[rows]
+        for fold in np.unique(folds).tolist():
+            weights = np.where(examples.folds == fold, 0.0, examples.weights)
+            solution = self._solve(fold, weights, strength, COARSE)
+            some = np.flatnonzero(folds == fold)
+            result[some[:, None], self.classes] = self.inputs.scores(solution, rows[some])
+        return result
+
+    def head(self, strength: float) -> LinearHead:
+        """Return the head that is fitted to all rows."""
+        examples = self.examples
+        head = LinearHead(self.inputs.widths, examples.n_classes)
+        with torch.no_grad():
+            head.linear.bias[torch.from_numpy(~examples.seen)] = UNSEEN_BIAS
+            if not self._trivial:
+                solution = self._solve(-1, examples.weights, strength, FINE)
+                weights, bias = self.inputs.in_features(solution)
+                head.linear.weight[self.classes] = torch.from_numpy(weights.T).float()
+                head.linear.bias[self.classes] = torch.from_numpy(bias).float()
+        return head
+
+    def _solve(self, fold: int, weights: NDArray[np.float64], strength: float, tolerance: float) -> NDArray[np.float64]:
+        """Solve once for each fold and strength, from the fold's last solution or that of another fold."""
+        if (fold, strength) not in self._solutions:
+            same = [solution for (one, _), solution in self._solutions.items() if one == fold]
+            others = [solution for (_, one), solution in self._solutions.items() if one == strength]
+            start = (same or others or [np.zeros((self.inputs.width + 1, len(self.classes)))])[-1]
+            self._solutions[fold, strength] = solve(
+                self.inputs, self.positions, weights, strength, start, tolerance=tolerance
+            )
+        return self._solutions[fold, strength]

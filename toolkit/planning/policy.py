@@ -26,19 +26,19 @@ class Recipe:
 
     lr: float
     weight_decay: float
-    augment: str
     label_smoothing: float = 0.0
     batch_size: int = 32
 
 
 # AdamW; the tail learns at 1/10 and 1/100 of lr. Pretrained weights are decayed as little as AdamW's default does.
 RECIPES = {
-    "partial": Recipe(lr=1e-3, weight_decay=0.01, augment="standard"),
-    "full": Recipe(lr=1e-3, weight_decay=0.01, augment="standard"),
-    "scratch": Recipe(lr=1e-3, weight_decay=0.05, augment="standard", label_smoothing=0.1),
+    "partial": Recipe(lr=1e-3, weight_decay=0.01),
+    "full": Recipe(lr=1e-3, weight_decay=0.01),
+    "scratch": Recipe(lr=1e-3, weight_decay=0.05, label_smoothing=0.1),
 }
 STEPS_WANTED = {"partial": 500, "full": 500, "scratch": 2_000}
 EPOCHS_RANGE = (5, 30)
+STORED_VIEWS = 8  # of an image, one an epoch in turn
 
 
 def choose_strategy(facts: Facts) -> tuple[str, str]:
@@ -100,6 +100,12 @@ def make_plan(
     if options.patience is not None and facts.n_val == 0:
         raise SettingError("patience: there are no validation images to watch; remove it, or add some")
     recipe = RECIPES.get(strategy)
+    if strategy == "head" and options.given("augment") and (options.views or 1) == 1:
+        raise SettingError(
+            "augment: the strategy 'head' sees the clean view alone; set views to 2 or more, or remove it"
+        )
+    if strategy != "head" and options.head == "knn":
+        raise SettingError("head: knn cannot be trained further; take ridge or logistic, or the strategy 'head'")
     reasons = [reason]
     epochs = None
     if recipe is not None:
@@ -111,18 +117,19 @@ def make_plan(
         reasons.append(
             "it starts from a head trained on the frozen features, never from noise (LP-FT, Kumar et al. 2022)"
         )
+    views = options.views or (1 if epochs is None else min(epochs, STORED_VIEWS) if spec.cut else epochs)
     return TransferPlan(
         strategy=strategy,
         backbone=backbone,
         cut=spec.cut,
         taps=taps,
-        head="linear",
+        head="linear" if strategy == "scratch" else options.head or "auto",
         lr=None if recipe is None else options.lr or recipe.lr,
         multipliers=(*(rule.multiplier for rule in spec.rules), spec.head_multiplier),
         weight_decay=None if recipe is None else _set(options.weight_decay, recipe.weight_decay),
         epochs=epochs,
-        views=1 if recipe is None else options.views or epochs or 1,
-        augmentation="none" if recipe is None else options.augment or recipe.augment,
+        views=views,
+        augmentation=options.augment or ("none" if views == 1 and recipe is None else "standard"),
         image_size=image_size_px,
         facts=facts.to_dict(),
         reasons=tuple(reasons),
@@ -131,7 +138,7 @@ def make_plan(
     )
 
 
-_OVERRIDABLE = ("cut", "taps", "image_size", "epochs", "lr", "weight_decay", "augment", "views")
+_OVERRIDABLE = ("cut", "taps", "head", "image_size", "epochs", "lr", "weight_decay", "augment", "views")
 
 
 def _set(value: float | None, default: float) -> float:

@@ -69,7 +69,7 @@ class ImageClassifier:
     def predict_proba(self, images: Sequence[Any]) -> NDArray[np.float32]:
         """Return float32 (N, C), columns as in `classes_`; DataError for an image that cannot be read."""
         from toolkit.data.views import clean_view
-        from toolkit.features.extract import CHUNK
+        from toolkit.features.prefix import CHUNK
         from toolkit.hardware import resolve_device
 
         if not hasattr(self, "model_"):

@@ -2,36 +2,16 @@
 
 from __future__ import annotations
 
-import errno
-import os
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from toolkit.errors import ArtifactError, SettingError
+from toolkit.errors import SettingError
+from toolkit.tasks.feature_table import FeatureTable, checked_path, images_and_views, in_memory, write_table
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-
-@dataclass(frozen=True, eq=False)
-class FeatureTable:
-    """Features of N images in path order.
-
-    paths: str (N,). X: float32 (N, D). y: int64 (N,), −1 where unlabelled. classes: str (C,).
-    split: str (N,), "train", "val", "test" or "". quarantined: (path, reason) of files that could not be used.
-    """
-
-    paths: NDArray[np.str_]
-    X: NDArray[np.float32]
-    y: NDArray[np.int64]
-    classes: NDArray[np.str_]
-    split: NDArray[np.str_]
-    quarantined: tuple[tuple[str, str], ...]
-
-    def __str__(self) -> str:
-        n, width = self.X.shape
-        return f"{n} images × {width} features, {len(self.classes)} classes; {len(self.quarantined)} files quarantined"
+    from toolkit.data.manifest import Manifest
+    from toolkit.features.request import Request
+    from toolkit.options import Options
 
 
 def extract_features(
@@ -41,90 +21,108 @@ def extract_features(
     backbone: str = "efficientnet_lite0",
     taps: list[int] | None = None,
     image_size: int | None = None,
+    views: int | None = None,
+    augment: str | None = None,
+    seed: int = 0,
     weights: str | None = None,
+    cache: bool = True,
+    cache_dir: str | None = None,
     max_pixels: int = 50_000_000,
     device: str = "auto",
     precision: str = "auto",
     workers: int | None = None,
 ) -> FeatureTable:
-    """Return the pooled features of all images of a folder, and write them to an .npz file.
+    """Return the pooled features of all images of a folder, and write them to an .npz or .parquet file.
 
-    A folder without classes gives y = −1. Raises ToolkitError.
+    A folder without classes gives y = −1. With `out`, features go to the file in blocks and are never in memory as a
+    whole; .parquet needs pyarrow (the extra `parquet`). Raises ToolkitError.
 
     Args:
         data: the photos: DIR/CLASS/…, DIR/train/CLASS/… with val, a CSV, or a folder of images without classes
-        out: the .npz file to write: paths, X float32 (N, D), y, classes, split
+        out: the file to write: .npz (paths, X, y, classes, split) or .parquet (path, split, label, y, view, X)
         backbone: name of the pretrained network; `toolkit backbones` lists them
         taps: stages whose pooled outputs are the features, such as 5,6,7; the last one by default
         image_size: side of the square input in pixels; the weights' own by default
+        views: rows of an image, numbered in a column `view`: the clean one, then augmented ones; 1 by default
+        augment: standard (crop, flip, colour; default), crop, or none: what makes the views
+        seed: of the augmented views; one seed, one result
         weights: a checkpoint file (safetensors or state dict) instead of the backbone's own weights
+        cache: false keeps nothing on disk but the file
+        cache_dir: where features are kept; the platform's cache folder by default
         max_pixels: larger images are left out
         device: auto, cpu, cuda, cuda:1, mps
-        precision: auto (bf16-mixed on CUDA, else 32-true), 32-true, bf16-mixed, 16-mixed
+        precision: auto (bfloat16 on CUDA, or if CPU and network are fit for it), 32-true, bf16-mixed, 16-mixed
         workers: processes that decode; by the number of images and cores by default
     """
+    keys = {key: value for key, value in locals().items() if key not in ("data", "out")}
     from toolkit.options import Options
 
-    out = None if out is None else os.path.expanduser(out)
-    if out is not None and not out.endswith(".npz"):
-        raise SettingError(f"out: a file name that ends in .npz expected, got {out!r}")
-    options = Options(
-        backbone=backbone,
-        weights=weights,
-        taps=taps,
-        image_size=image_size,
-        max_pixels=max_pixels,
-        device=device,
-        precision=precision,
-        workers=workers,
-    )
-    import numpy as np
+    options = Options(**keys)
+    n_views = options.views or 1
+    if augment is not None and n_views == 1:
+        raise SettingError("augment is not used with views 1, the clean view alone; set views to 2 or more")
+    out = None if out is None else checked_path(out)
 
-    from toolkit.data.manifest import SPLIT_NAMES
-    from toolkit.features.extract import extract
-    from toolkit.hardware import resolve_device, resolve_precision
-    from toolkit.tasks.prepare import open_backbone, some_left, worker_count
+    from toolkit.tasks.job import some_left, worker_count
+    from toolkit.tasks.stores import open_store
 
-    where = resolve_device(device)
-    how = resolve_precision(precision, where)
     manifest = some_left(_scan_any(data, max_pixels))
-    network = open_backbone(options)
-    if out is not None:
-        _make_folder(out)
-    found = extract(
-        network,
-        manifest,
-        taps=taps,
-        device=where,
-        precision=how,
-        workers=worker_count(options, len(manifest)),
-        max_pixels=max_pixels,
-    )
-    usable = some_left(manifest.without(found.failures))
-    names = np.array([*SPLIT_NAMES, ""])
-    table = FeatureTable(
-        np.array(usable.paths, dtype=np.str_),
-        found.values,
-        usable.labels,
-        np.array(usable.classes, dtype=np.str_),
-        names[usable.splits],
-        tuple((item.path, item.reason) for item in usable.quarantined),
-    )
-    if out is not None:
-        _write(out, table)
+    request, asked = request_of(options)
+    if n_views == 1 and asked[-1] == len(request.backbone) - 1:  # the whole network runs: the other taps cost nothing
+        request = with_usual_taps(request)
+    with open_store(cache, cache_dir) as store:
+        workers = worker_count(options, len(manifest))
+        stored = store.fetch(request, manifest, workers=workers, max_pixels=options.max_pixels)
+        usable = some_left(manifest.without(stored.failures))
+        rows = stored.pooled(*images_and_views(0, len(usable) * n_views, n_views), taps=asked)
+        if out is None:
+            return FeatureTable(usable, n_views, rows.shape, in_memory(rows))
+        table = FeatureTable(usable, n_views, rows.shape, out)
+        write_table(out, table, rows)
     return table
 
 
-def _scan_any(data: str, max_pixels: int) -> Any:
-    """Scan a labelled data set, or else a flat folder."""
+def request_of(options: Options) -> tuple[Request, tuple[int, ...]]:
+    """Return the Request that some options make, their backbone opened, and its taps: the last stage by default."""
+    from toolkit.data.views import AUGMENTATIONS
+    from toolkit.features.prefix import prefix_dtype
+    from toolkit.features.request import Request
+    from toolkit.hardware import resolve_device, resolve_precision
+    from toolkit.tasks.job import open_backbone
+
+    device = resolve_device(options.device)
+    resolve_precision(options.precision, device)  # refuses what the device cannot do
+    backbone = open_backbone(options)
+    request = Request(
+        backbone,
+        tuple(options.taps or ()),
+        views=options.views or 1,
+        augmentation=AUGMENTATIONS[options.augment or "standard"],
+        seed=options.seed,
+        dtype=prefix_dtype(backbone, options.precision, device),
+        device=device,
+    )
+    return request, request.taps
+
+
+def with_usual_taps(request: Request) -> Request:
+    """Return the Request with the taps among which `finetune` chooses besides, which then finds them stored."""
+    from toolkit.backbones.taps import default_taps
+
+    return replace(request, taps=tuple(sorted({*request.taps, *default_taps(request.backbone)})))
+
+
+def _scan_any(data: str, max_pixels: int) -> Manifest:
+    """Scan a labelled data set, or else a folder of images without classes."""
     from pathlib import Path
 
     from toolkit.data.scan import scan, scan_flat
+    from toolkit.data.walk import folders_in
     from toolkit.errors import DataError
     from toolkit.progress import say
 
     path = Path(data).expanduser()
-    if path.is_dir() and not any(entry.is_dir() and not entry.name.startswith(".") for entry in path.iterdir()):
+    if path.is_dir() and not folders_in(path):
         return scan_flat(path, max_pixels=max_pixels)
     try:
         return scan(path, max_pixels=max_pixels)
@@ -134,27 +132,3 @@ def _scan_any(data: str, max_pixels: int) -> Any:
         manifest = scan_flat(path, max_pixels=max_pixels)  # folders, but no data set: features need no labels
         say(f"note: the images are taken without labels: {error}")
         return manifest
-
-
-def _make_folder(out: str) -> None:
-    """Make the folder that the table goes to, before the work."""
-    from pathlib import Path
-
-    try:
-        Path(out).parent.mkdir(parents=True, exist_ok=True)
-        if Path(out).is_dir():
-            raise IsADirectoryError(errno.EISDIR, "Is a directory")
-    except OSError as error:
-        raise ArtifactError(f"{out}: cannot be written ({error.strerror}); choose another --out") from error
-
-
-def _write(out: str, table: FeatureTable) -> None:
-    import numpy as np
-
-    from toolkit.storage import publishing
-
-    try:
-        with publishing(out) as temporary, open(temporary, "wb") as file:
-            np.savez(file, paths=table.paths, X=table.X, y=table.y, classes=table.classes, split=table.split)
-    except OSError as error:
-        raise ArtifactError(f"{out}: cannot be written ({error.strerror}); choose another --out") from error

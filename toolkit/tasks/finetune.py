@@ -27,6 +27,8 @@ def finetune(
     val: float = 0.2,
     cut: int | None = None,
     taps: list[int] | None = None,
+    head: str | None = None,
+    folds: int | None = None,
     lr: float | None = None,
     weight_decay: float | None = None,
     optimizer: str | None = None,
@@ -42,6 +44,8 @@ def finetune(
     device: str = "auto",
     precision: str = "auto",
     workers: int | None = None,
+    cache: bool = True,
+    cache_dir: str | None = None,
 ) -> Run:
     """Fine-tune a pretrained backbone on a folder of labelled photos; the result is a run folder.
 
@@ -61,12 +65,14 @@ def finetune(
         weights: a checkpoint file (safetensors or state dict) instead of the backbone's own weights
         val: share of each class that validates, where the folders do not say
         cut: first stage that trains (strategy partial); the last two by default
-        taps: stages whose pooled outputs the head sees, such as 5,6,7; the last three by default
+        taps: stages whose pooled outputs the head sees, such as 5,6,7; chosen among the last four by default
+        head: ridge, logistic, knn, or auto (default), which holds them against each other on the training images
+        folds: score the head by repeated cross-validation with so many folds as well (strategy head)
         lr: learning rate of the head; the top stage has 1/10, the others 1/100 of it
         weight_decay: of weights; biases and norms are never decayed
         optimizer: adamw (default) or sgd (momentum 0.9, Nesterov)
         augment: standard (crop, flip, colour; default), crop, or none
-        views: distinct augmented views of an image; a new one each epoch by default
+        views: distinct views of an image, the clean one first; epochs go through them in turn
         batch_size: images a step; 32 by default
         accumulate: batches whose gradients are added before a step; 1 by default
         clip: largest norm of the gradient; 1 by default
@@ -75,8 +81,10 @@ def finetune(
         class_weights: none, or balanced (rare classes weigh more)
         max_pixels: larger images are quarantined unread
         device: auto, cpu, cuda, cuda:1, mps
-        precision: auto (bf16-mixed on CUDA, else 32-true), 32-true, bf16-mixed, 16-mixed
+        precision: auto (bf16 on CUDA, and for frozen stages that bear it on a CPU), 32-true, bf16-mixed, 16-mixed
         workers: processes that decode; by the number of images and cores by default
+        cache: false keeps nothing on disk; the frozen stages then run in every epoch
+        cache_dir: where features are kept; the platform's cache folder by default
     """
     keys = {key: value for key, value in locals().items() if key not in ("data", "out", "resume", "overwrite")}
     options = Options(**keys)

@@ -17,6 +17,7 @@ def plan_transfer(
     *,
     strategy: str = "auto",
     backbone: str = "efficientnet_lite0",
+    head: str | None = None,
     image_size: int | None = None,
     epochs: int | None = None,
     cut: int | None = None,
@@ -41,7 +42,8 @@ def plan_transfer(
         image_size: side of the square input in pixels; the weights' own by default
         epochs: passes over the training images; by the number of images by default
         cut: first stage that trains (strategy partial); the last two by default
-        taps: stages whose pooled outputs the head sees, such as 5,6,7; the last three by default
+        taps: stages whose pooled outputs the head sees, such as 5,6,7; chosen among the last four by default
+        head: ridge, logistic, knn, or auto, which holds them against each other
         lr: learning rate of the head; the top stage has 1/10, the others 1/100 of it
         weight_decay: of weights; biases and norms are never decayed
         augment: standard (crop, flip, colour; default), crop, or none
@@ -54,7 +56,7 @@ def plan_transfer(
     options = Options(**{key: value for key, value in locals().items() if key != "data"})
     from toolkit.data.scan import scan
     from toolkit.progress import say
-    from toolkit.tasks.prepare import open_backbone, plan_ahead
+    from toolkit.tasks.job import open_backbone, plan_ahead
 
     manifest = scan(data, max_pixels=max_pixels)
     say(str(manifest))
@@ -65,7 +67,11 @@ def command_of(plan: TransferPlan, values: Mapping[str, Any]) -> str:
     """Return the command that carries out a plan which `plan_transfer(**values)` gave."""
     words = ["toolkit", "finetune", str(values["data"]), "--out", "RUN"]
     words += ["--strategy", plan.strategy, "--backbone", plan.backbone]
-    keys: dict[str, Any] = {"image_size": plan.image_size, "taps": ",".join(map(str, plan.taps))}
+    keys: dict[str, Any] = {"image_size": plan.image_size}
+    if "taps" in plan.overridden:
+        keys["taps"] = ",".join(map(str, plan.taps))
+    if "head" in plan.overridden:
+        keys["head"] = plan.head
     if plan.strategy == "partial":
         keys["cut"] = plan.cut
     if plan.epochs is not None:

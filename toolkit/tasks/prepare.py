@@ -1,146 +1,79 @@
-"""From a scanned Manifest to everything that training needs: usable files, splits, features, plan, instant head."""
+"""From a scanned Manifest to everything that training needs: usable files, splits, features, plan, head, views."""
 
 from __future__ import annotations
 
-import copy
 import csv
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from toolkit.artifacts.run_folder import PLAN, QUARANTINE, RunFolder
-from toolkit.backbones.backbone import Backbone
-from toolkit.backbones.catalog import as_backbone, build_backbone
-from toolkit.backbones.taps import check_taps, default_taps, tap_widths
+from toolkit.backbones.taps import tap_widths
+from toolkit.data.loading import Failure
 from toolkit.data.manifest import TRAIN, Manifest
 from toolkit.data.split import assign_splits
-from toolkit.errors import ArtifactError, DataError, SettingError
-from toolkit.features.extract import extract
-from toolkit.hardware import resolve_precision
-from toolkit.heads.linear import LinearHead
-from toolkit.heads.logistic import LogisticHead
+from toolkit.data.verify import unreadable
+from toolkit.data.views import augmentation
+from toolkit.errors import ArtifactError
+from toolkit.features.dataset import StoredViews
+from toolkit.features.stored import PooledRows, Stored
+from toolkit.heads.choose import ChosenHead, choose_head
 from toolkit.options import Options
 from toolkit.plan import TransferPlan
-from toolkit.planning.facts import facts_of
-from toolkit.planning.policy import make_plan
 from toolkit.progress import say
-
-
-class Clock(Protocol):
-    """What times the parts of a run."""
-
-    def part(self, name: str) -> AbstractContextManager[None]: ...
+from toolkit.tasks.job import Job, plan_ahead, plan_for, some_left, worker_count
+from toolkit.tasks.training_pass import fit_to_disk, fitted, training_views
 
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
     """What is known before the tail trains.
 
-    manifest: usable images, split. features: float32 (N, D), row by row those of the Manifest, None where nothing
-    was extracted. head: trained on them, None for `scratch` and for a resumed run.
+    manifest: usable images, split. probe: stored pooled features of view 0, position by position those of the
+    Manifest's rows; None where nothing was extracted. chosen: the head trained on them, None for `scratch` and for a
+    resumed run. views: what a tail trains on and is validated on, where it is stored.
     """
 
     manifest: Manifest
-    backbone: Backbone
     plan: TransferPlan
-    workers: int
-    features: NDArray[np.float32] | None = None
-    features_are_float32: bool = False
-    head: LinearHead | None = None
+    probe: Stored | None = None
+    chosen: ChosenHead | None = None
+    views: StoredViews | None = None
 
 
-def open_backbone(options: Options, *, pretrained: bool = True) -> Backbone:
-    """Return the backbone that the options name, with random weights for `scratch` or where its shape is enough."""
-    if not isinstance(options.backbone, str):
-        if options.weights is not None:
-            raise SettingError("weights: load them into a backbone of your own before you give it")
-        if options.strategy == "scratch":
-            say("note: modules of your own start from the weights that they have; 'scratch' sets the rates alone")
-        own = as_backbone(copy.deepcopy(options.backbone))  # the user's modules stay as they are
-        if options.image_size is not None:
-            own = replace(own, preprocessing=own.preprocessing.at_image_size(options.image_size))
-            own.stage_shapes()  # refuses a size that they cannot take
-        return own
-    return build_backbone(
-        options.backbone,
-        weights=options.weights,
-        pretrained=pretrained and options.strategy != "scratch",
-        seed=options.seed,
-        image_size_px=options.image_size,
-    )
+def prepare(manifest: Manifest, job: Job) -> Prepared:
+    """Extract, split, plan, train the instant head, and store what a tail will train on."""
+    while True:
+        scratch = job.options.strategy == "scratch"
+        prepared = _prepare_scratch(manifest, job) if scratch else _prepare_transfer(manifest, job)
+        prepared, failures = _store_views(prepared, job)
+        if not failures:
+            return prepared
+        vanished = {prepared.manifest.paths[row]: reason for row, reason in failures}  # since the first pass
+        manifest = manifest.without([(r, vanished[path]) for r, path in enumerate(manifest.paths) if path in vanished])
 
 
-def plan_ahead(manifest: Manifest, options: Options, backbone: Backbone) -> TransferPlan:
-    """Return the plan for a scanned Manifest, as if all its files could be decoded.
-
-    Raises what the real one would raise, before anything is written or computed.
-    """
-    split = assign_splits(some_left(manifest), val=options.val, seed=options.seed)
-    return plan_for(split, options, backbone, _taps(options, backbone))
-
-
-def prepare(manifest: Manifest, options: Options, backbone: Backbone, device: torch.device, clock: Clock) -> Prepared:
-    """Extract, split, plan, and train the instant head."""
-    workers = worker_count(options, len(manifest))
-    taps = _taps(options, backbone)
-    features = None
-    precision = resolve_precision(options.precision, device)
-    with clock.part("extract"):
-        if options.strategy == "scratch":
-            from toolkit.data.verify import unreadable
-
-            failures = unreadable(manifest, workers=workers, max_pixels=options.max_pixels)
-        else:
-            extracted = extract(
-                backbone,
-                manifest,
-                taps=taps,
-                device=device,
-                precision=precision,
-                workers=workers,
-                max_pixels=options.max_pixels,
-            )
-            features, failures = extracted.values, extracted.failures
-    usable = assign_splits(some_left(manifest.without(failures)), val=options.val, seed=options.seed)
-    with clock.part("plan"):
-        plan = plan_for(usable, options, backbone, taps)
-    head = None
-    if features is not None:
-        with clock.part("fit"):
-            head = _instant_head(usable, features, tap_widths(backbone, taps), options)
-    return Prepared(usable, backbone, plan, workers, features, precision == "32-true", head)
-
-
-def plan_for(manifest: Manifest, options: Options, backbone: Backbone, taps: tuple[int, ...]) -> TransferPlan:
-    """Return the plan for a split Manifest and an open backbone."""
-    return make_plan(
-        facts_of(manifest),
-        options,
-        backbone=backbone.name,
-        n_stages=len(backbone),
-        taps=taps,
-        image_size_px=backbone.preprocessing.crop_px,
-    )
-
-
-def prepare_again(
-    folder: RunFolder, manifest: Manifest, options: Options, backbone: Backbone, clock: Clock
-) -> Prepared:
-    """Return what `prepare` gave before the checkpoint: plan and quarantine are read, nothing is extracted."""
+def prepare_again(folder: RunFolder, manifest: Manifest, job: Job) -> Prepared:
+    """Return what `prepare` gave before the checkpoint: plan and quarantine are read, the views are stored already."""
     try:
         with open(folder.path / QUARANTINE, encoding="utf-8", newline="") as file:
             recorded = {row["path"]: row["reason"] for row in csv.DictReader(file)}
     except (OSError, KeyError, ValueError, csv.Error) as error:
         raise ArtifactError(f"{folder.path / QUARANTINE} cannot be read; start the run again") from error
     failed = [(row, recorded[path]) for row, path in enumerate(manifest.paths) if path in recorded]
-    usable = assign_splits(some_left(manifest.without(failed)), val=options.val, seed=options.seed)
-    with clock.part("plan"):
-        plan = read_plan(folder)
-    return Prepared(usable, backbone, plan, worker_count(options, len(usable)))
+    usable = assign_splits(some_left(manifest.without(failed)), val=job.options.val, seed=job.options.seed)
+    with job.clock.part("plan"):
+        prepared = Prepared(usable, read_plan(folder))
+    if prepared.plan.strategy == "head" or not job.options.cache:
+        return prepared
+    with job.clock.part("extract"):
+        views, failures = training_views(job, prepared.plan, usable)
+    if failures:
+        row, reason = failures[0]
+        raise ArtifactError(f"{usable.file(row)}: {reason}; the run began with it: put it back, or start a new run")
+    return replace(prepared, views=views)
 
 
 def read_plan(folder: RunFolder) -> TransferPlan:
@@ -151,31 +84,101 @@ def read_plan(folder: RunFolder) -> TransferPlan:
         raise ArtifactError(f"{folder.path / PLAN} is not a plan that a run wrote ({error})") from error
 
 
-def worker_count(options: Options, n_images: int) -> int:
-    """Return how many processes decode."""
-    from toolkit.data.loading import default_workers
+def _prepare_scratch(manifest: Manifest, job: Job) -> Prepared:
+    options = job.options
+    with job.clock.part("extract"):
+        workers = worker_count(options, len(manifest))
+        failures = unreadable(manifest, workers=workers, max_pixels=options.max_pixels)
+    usable = assign_splits(some_left(manifest.without(failures)), val=options.val, seed=options.seed)
+    with job.clock.part("plan"):
+        return Prepared(usable, plan_for(usable, options, job.backbone))
 
-    return default_workers(n_images) if options.workers is None else options.workers
 
-
-def _taps(options: Options, backbone: Backbone) -> tuple[int, ...]:
-    return default_taps(backbone) if options.taps is None else check_taps(options.taps, len(backbone))
-
-
-def some_left(manifest: Manifest) -> Manifest:
-    """Return the Manifest; raises DataError if it has no image."""
-    if not len(manifest):
-        first = manifest.quarantined[0]
-        raise DataError(
-            f"{manifest.root}: none of the {len(manifest.quarantined)} images can be used; the first: "
-            f"{first.path}: {first.reason}"
+def _prepare_transfer(manifest: Manifest, job: Job) -> Prepared:
+    options = job.options
+    with job.clock.part("extract"):
+        ahead = plan_ahead(manifest, options, job.backbone)
+        probe = job.fetch(replace(job.request, cut=_probe_cut(ahead, job)), manifest)
+    usable = assign_splits(some_left(manifest.without(probe.failures)), val=options.val, seed=options.seed)
+    probe = replace(probe, rows=np.arange(len(usable)), failures=())
+    with job.clock.part("plan"):
+        plan = plan_for(usable, options, job.backbone)
+    features, rows, images = _head_rows(usable, plan, probe, job)
+    with job.clock.part("fit"):
+        chosen = choose_head(
+            features,
+            usable.labels[rows],
+            len(usable.classes),
+            tap_widths(job.backbone, plan.taps),
+            images=images,
+            **head_settings(options, len(plan.taps)),
         )
-    return manifest
+    return Prepared(usable, _with_head(plan, chosen), probe, chosen)
 
 
-def _instant_head(
-    manifest: Manifest, features: NDArray[np.float32], widths: tuple[int, ...], options: Options
-) -> LinearHead:
+def _probe_cut(plan: TransferPlan, job: Job) -> int | None:
+    """Return the cut whose activations come with the probe pass, so that view 0 is not computed twice."""
+    foreseen = plan.strategy == "partial" and plan.cut > 0 and job.options.cache
+    return plan.cut if foreseen else None
+
+
+def head_settings(options: Options, n_taps: int) -> dict[str, Any]:
+    """Return what the choice of a head follows: taps that were set do not compete."""
+    return {
+        "kind": options.head or "auto",
+        "tap_sets": None if options.taps is None else (tuple(range(n_taps)),),
+        "balanced": options.class_weights == "balanced",
+        "seed": options.seed,
+    }
+
+
+def _head_rows(
+    manifest: Manifest, plan: TransferPlan, probe: Stored, job: Job
+) -> tuple[PooledRows, NDArray[np.int64], NDArray[np.int64] | None]:
+    """Return the features that the head trains on, their rows of the Manifest, and whose views they are."""
     train = manifest.rows(TRAIN)
-    logistic = LogisticHead(widths, balanced=options.class_weights == "balanced", seed=options.seed)
-    return logistic.fit(features[train], manifest.labels[train], len(manifest.classes)).head_
+    if plan.strategy != "head" or plan.views == 1:
+        return probe.pooled(train), train, None
+    request = replace(probe.request, cut=None, views=plan.views, augmentation=augmentation(plan.augmentation))
+    with job.clock.part("extract"):
+        stored = job.fetch(request, manifest, train)
+    positions = np.repeat(np.arange(len(stored)), plan.views)  # the clean view of each image comes first
+    rows = stored.rows[positions]
+    return stored.pooled(positions, np.tile(np.arange(plan.views), len(stored))), rows, rows
+
+
+def _store_views(prepared: Prepared, job: Job) -> tuple[Prepared, tuple[Failure, ...]]:
+    """Store what the tail of a plan trains on, as far as the disk has room; and the files that failed on the way."""
+    if prepared.plan.strategy == "head" or not job.options.cache:
+        return prepared, ()
+    with job.clock.part("extract"):
+        fit = fit_to_disk(job, prepared.plan, prepared.manifest)
+        if fit.reason is not None:
+            say(f"note: {fit.reason}")
+        prepared = replace(prepared, plan=fitted(prepared.plan, fit))
+        if fit.live:
+            return prepared, ()
+        views, failures = training_views(job, prepared.plan, prepared.manifest)
+    return replace(prepared, views=views), failures
+
+
+def _with_head(plan: TransferPlan, chosen: ChosenHead) -> TransferPlan:
+    """Return the plan with the head that won: its kind, its taps, and how all candidates did."""
+    taps = tuple(plan.taps[position] for position in chosen.taps)
+    probes = tuple(
+        {
+            "head": candidate.kind,
+            "taps": [plan.taps[position] for position in candidate.taps],
+            "accuracy": candidate.accuracy,
+            "se": candidate.se,
+            "nll": candidate.nll,
+        }
+        for candidate in chosen.candidates
+    )
+    won = next(c for c in chosen.candidates if (c.kind, c.taps) == (chosen.kind, chosen.taps))
+    stages = f"stage {taps[0]}" if len(taps) == 1 else f"stages {', '.join(map(str, taps))}"
+    reason = (
+        f"head: {chosen.kind} on {stages}; each training image left out in turn, it was right for {won.accuracy:.3f} ± "
+        f"{won.se:.3f} of them ({len(chosen.candidates)} candidates)"
+    )
+    return replace(plan, taps=taps, head=chosen.kind, probes=probes, reasons=(*plan.reasons, reason))

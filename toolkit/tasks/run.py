@@ -4,15 +4,9 @@ from __future__ import annotations
 
 import csv
 import os
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-import torch
 
 from toolkit.artifacts.model_folder import save_model
 from toolkit.artifacts.run_folder import (
@@ -26,21 +20,28 @@ from toolkit.artifacts.run_folder import (
     PREDICTIONS,
     RunFolder,
 )
-from toolkit.backbones.backbone import Backbone
-from toolkit.data.manifest import TEST, TRAIN, VAL, Manifest
+from toolkit.data.manifest import TRAIN, Manifest
 from toolkit.data.scan import scan
 from toolkit.errors import ArtifactError, ToolkitError
-from toolkit.evaluation.predictions import Predictions
 from toolkit.evaluation.report import evaluate
-from toolkit.evaluation.scoring import predict_rows, predictions_of
 from toolkit.evaluation.tables import write_confusion_csv, write_mistakes_csv, write_per_class_csv
 from toolkit.hardware import resolve_device, resolve_precision
 from toolkit.options import CUSTOM, Options
 from toolkit.plan import TransferPlan
 from toolkit.progress import say
 from toolkit.scores import Scores
-from toolkit.tasks.prepare import Prepared, open_backbone, plan_ahead, prepare, prepare_again, read_plan
+from toolkit.tasks.folds import cross_validate, in_words
+from toolkit.tasks.job import Job, Stopwatch, open_backbone, plan_ahead
+from toolkit.tasks.prepare import Prepared, prepare, prepare_again, read_plan
+from toolkit.tasks.score import score
+from toolkit.tasks.stores import open_store
+from toolkit.training.network import TransferNetwork
 from toolkit.training.trained import TrainedModel
+
+VAL_USE = {
+    "nothing": "nothing was chosen by these images; once you choose between runs by them, a test split alone is unseen",
+    "epoch": "these images chose the epoch that was kept, so expect a little less on others; a test split would tell",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +66,10 @@ class Run:
                 lines.append(f"{split}: {_scores_from(metrics[split])}")
         if metrics["val"] is None:
             lines.append("val: nothing to validate on")
+        else:
+            lines.append(f"     {VAL_USE[metrics['val_chose']]}")
+        if metrics["folds"] is not None:
+            lines.append(in_words(metrics["folds"]))
         lines.append(
             f"files: {metrics['quarantined']} quarantined (quarantine.csv), {metrics['skipped']} others skipped"
         )
@@ -74,28 +79,6 @@ class Run:
 def _scores_from(values: dict[str, Any]) -> Scores:
     interval = values["accuracy_ci95"]
     return Scores(**{**values, "accuracy_ci95": None if interval is None else tuple(interval)})
-
-
-@dataclass
-class Stopwatch:
-    """Seconds by part of a run."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-    began: float = field(default_factory=time.perf_counter)
-
-    @contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        """Add the time of a block to a part."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
-
-    def to_dict(self) -> dict[str, float]:
-        """Return every part of `metrics.json`, and the total so far."""
-        parts = {name: round(self.seconds.get(name, 0.0), 3) for name in ("scan", "extract", "plan", "fit", "evaluate")}
-        return {"total": round(time.perf_counter() - self.began, 3), **parts}
 
 
 def start_run(data: str | os.PathLike[str] | Manifest, out: str, options: Options, *, overwrite: bool = False) -> Run:
@@ -116,8 +99,8 @@ def start_run(data: str | os.PathLike[str] | Manifest, out: str, options: Option
     source = str(manifest.root) if isinstance(data, Manifest) else str(Path(data).expanduser().absolute())
     folder = RunFolder.create(where, {"data": source, "out": str(where), **options.to_dict()}, overwrite=overwrite)
     say(str(manifest))
-    with folder.held():
-        return _go(folder, manifest, options, backbone, clock)
+    with folder.held(), open_store(options.cache, options.cache_dir) as store:
+        return _go(folder, manifest, Job(options, backbone, store, clock))
 
 
 def _check_apart(data: str | os.PathLike[str] | Manifest, where: Path) -> None:
@@ -152,26 +135,27 @@ def resume_run(path: str | os.PathLike[str], own_backbone: Any = None) -> Run:
     clock = Stopwatch()
     with clock.part("scan"):
         manifest = scan(data, max_pixels=options.max_pixels)
-    with folder.held():
-        return _go(folder, manifest, options, open_backbone(options), clock)
+    with folder.held(), open_store(options.cache, options.cache_dir) as store:
+        return _go(folder, manifest, Job(options, open_backbone(options), store, clock))
 
 
-def _go(folder: RunFolder, manifest: Manifest, options: Options, backbone: Backbone, clock: Stopwatch) -> Run:
-    device = resolve_device(options.device)
+def _go(folder: RunFolder, manifest: Manifest, job: Job) -> Run:
+    clock = job.clock
     resuming = (folder.checkpoints / "last.ckpt").exists()
     if resuming:
-        prepared = prepare_again(folder, manifest, options, backbone, clock)
+        prepared = prepare_again(folder, manifest, job)
     else:
-        prepared = prepare(manifest, options, backbone, device, clock)
+        prepared = prepare(manifest, job)
         folder.write(PLAN, prepared.plan.to_dict())
         folder.write_quarantine(prepared.manifest)
     for remark in prepared.manifest.remarks:
         say(f"note: {remark}")
     say(str(prepared.plan))
 
-    model, failures = _train(folder, prepared, options, device, clock)
-    manifest, predictions = _score(model, prepared, failures, options, device, clock)
-    scores = evaluate(predictions, seed=options.seed)
+    model, failures = _train(folder, prepared, job)
+    manifest, predictions = score(model, prepared, failures, job)
+    scores = evaluate(predictions, seed=job.options.seed)
+    folds = cross_validate(prepared, job)
 
     with clock.part("evaluate"):
         save_model(model, folder.path / MODEL)
@@ -185,54 +169,26 @@ def _go(folder: RunFolder, manifest: Manifest, options: Options, backbone: Backb
             writer(folder.path / name, known)
         folder.write_quarantine(manifest)
     _warn_if_worse(folder, scores)
-    metrics = _metrics(prepared, manifest, scores, clock)
+    chosen_by_val = "nothing" if job.options.patience is None else "epoch"
+    metrics = {**_metrics(prepared, manifest, scores, clock), "val_chose": chosen_by_val, "folds": folds}
     folder.write(METRICS, metrics)
     folder.drop_checkpoints()
     return Run(folder.path, prepared.plan, metrics)
 
 
-def _train(
-    folder: RunFolder, prepared: Prepared, options: Options, device: torch.device, clock: Stopwatch
-) -> tuple[TrainedModel, dict[int, str]]:
+def _train(folder: RunFolder, prepared: Prepared, job: Job) -> tuple[TrainedModel, dict[int, str]]:
     """Return the trained model, and the training files that failed on the way."""
-    with clock.part("fit"):
+    with job.clock.part("fit"):
         if prepared.plan.strategy == "head":
-            from toolkit.training.network import TransferNetwork
-
+            assert prepared.chosen is not None
             spec = prepared.plan.freeze_spec()
-            assert prepared.head is not None
-            network = TransferNetwork(prepared.backbone, prepared.head, spec, taps=prepared.plan.taps)
+            network = TransferNetwork(job.backbone, prepared.chosen.head, spec, taps=prepared.plan.taps)
             failures: dict[int, str] = {}
         else:
             from toolkit.tasks.tail import train_tail
 
-            network, failures = train_tail(folder, prepared, options, device)
-    model = TrainedModel.of(network, prepared.backbone, prepared.manifest.classes, options.max_pixels)
-    return model, failures
-
-
-def _score(
-    model: TrainedModel,
-    prepared: Prepared,
-    failures: dict[int, str],
-    options: Options,
-    device: torch.device,
-    clock: Stopwatch,
-) -> tuple[Manifest, Predictions]:
-    """Return the Manifest less the files that failed since, and the predictions for val and test.
-
-    A frozen float32 backbone has already seen these images: its features are used again.
-    """
-    manifest = prepared.manifest
-    rows = np.sort(np.concatenate([manifest.rows(VAL), manifest.rows(TEST)]))
-    with clock.part("evaluate"):
-        if prepared.plan.strategy == "head" and prepared.features is not None and prepared.features_are_float32:
-            with torch.inference_mode():
-                logits = model.network.head(torch.from_numpy(prepared.features[rows]))
-            return manifest, predictions_of(model.classes, manifest, rows, logits)
-        rows = rows[~np.isin(rows, list(failures))]  # a file that failed once is not scored if it comes back
-        predictions, lost = predict_rows(model, manifest, rows, device=device, workers=prepared.workers)
-    return manifest.without([*failures.items(), *lost]), predictions
+            network, failures = train_tail(folder, prepared, job)
+    return TrainedModel.of(network, job.backbone, prepared.manifest.classes, job.options.max_pixels), failures
 
 
 def _warn_if_worse(folder: RunFolder, scores: dict[str, Scores | None]) -> None:

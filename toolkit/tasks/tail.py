@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 
 from toolkit.artifacts.run_folder import HISTORY, RunFolder
-from toolkit.backbones.taps import tap_widths
 from toolkit.data.datamodule import ImageFolderData
 from toolkit.data.manifest import TRAIN, VAL
 from toolkit.hardware import resolve_precision
-from toolkit.heads.linear import LinearHead
-from toolkit.options import Options
 from toolkit.planning.policy import RECIPES
 from toolkit.progress import say
+from toolkit.tasks.job import Job, worker_count
 from toolkit.tasks.prepare import Prepared
 from toolkit.training.fit import FitSettings, fit
 from toolkit.training.groups import parameter_groups, rates_table
@@ -22,13 +19,11 @@ from toolkit.training.module import TransferModule
 from toolkit.training.network import TransferNetwork
 
 
-def train_tail(
-    folder: RunFolder, prepared: Prepared, options: Options, device: torch.device
-) -> tuple[TransferNetwork, dict[int, str]]:
+def train_tail(folder: RunFolder, prepared: Prepared, job: Job) -> tuple[TransferNetwork, dict[int, str]]:
     """Return the trained network, and the files that failed while it trained (row: reason)."""
-    plan, recipe = prepared.plan, RECIPES[prepared.plan.strategy]
+    plan, recipe, options = prepared.plan, RECIPES[prepared.plan.strategy], job.options
     assert plan.epochs is not None and plan.lr is not None and plan.weight_decay is not None
-    backbone, manifest = prepared.backbone, prepared.manifest
+    backbone, manifest = job.backbone, prepared.manifest
     batch_size = options.batch_size or recipe.batch_size
     smoothing = recipe.label_smoothing if options.label_smoothing is None else options.label_smoothing
     torch.manual_seed(options.seed)  # dropout and stochastic depth of the tail
@@ -37,7 +32,7 @@ def train_tail(
         len(manifest.classes),
         spec=plan.freeze_spec(),
         taps=plan.taps,
-        head=prepared.head or LinearHead(tap_widths(backbone, plan.taps), len(manifest.classes)),
+        head=None if prepared.chosen is None else prepared.chosen.head,
         lr=plan.lr,
         weight_decay=plan.weight_decay,
         optimizer=options.optimizer or "adamw",
@@ -45,6 +40,7 @@ def train_tail(
         class_weights=_class_weights(prepared) if options.class_weights == "balanced" else None,
         update_batchnorm=plan.strategy == "scratch",
     )
+    module.network.prefix_dtype = job.dtype
     say(rates_table(parameter_groups(module.network, lr=plan.lr, weight_decay=plan.weight_decay)))
     data = ImageFolderData(
         manifest,
@@ -53,12 +49,14 @@ def train_tail(
         augment=plan.augmentation,
         views=plan.views,
         seed=options.seed,
-        workers=prepared.workers,
+        workers=worker_count(options, len(manifest)),
         max_pixels=options.max_pixels,
+        stored=prepared.views,
+        by_source=plan.cut == 0,
     )
     settings = FitSettings(
         epochs=plan.epochs,
-        precision=resolve_precision(options.precision, device),
+        precision=resolve_precision(options.precision, job.device),
         accumulate=options.accumulate or 1,
         clip=1.0 if options.clip is None else options.clip,
         patience=options.patience,
@@ -69,9 +67,10 @@ def train_tail(
         settings,
         folder=folder.checkpoints,
         history=folder.path / HISTORY,
-        device=device,
+        device=job.device,
         start=_start_row(prepared),
     )
+    module.network.prefix_dtype = None  # what is shipped runs in float32
     return module.network, data.failures
 
 
@@ -84,13 +83,14 @@ def _class_weights(prepared: Prepared) -> list[float]:
 
 def _start_row(prepared: Prepared) -> dict[str, float] | None:
     """Return how the starting head does on the validation images, from the features that it was trained on."""
-    if prepared.head is None or prepared.features is None:
+    if prepared.chosen is None or prepared.probe is None:
         return None
     rows = prepared.manifest.rows(VAL)
     if not len(rows):
         return None
     labels = torch.from_numpy(prepared.manifest.labels[rows])
+    features = prepared.probe.pooled(rows, taps=prepared.plan.taps)
     with torch.inference_mode():
-        scores = prepared.head(torch.from_numpy(np.ascontiguousarray(prepared.features[rows])))
+        scores = prepared.chosen.head(torch.from_numpy(features[:]))
         accuracy = (scores.argmax(dim=1) == labels).float().mean()
         return {"val_loss": float(F.cross_entropy(scores, labels)), "val_accuracy": float(accuracy)}

@@ -16,6 +16,7 @@ from toolkit.backbones.backbone import Backbone
 from toolkit.backbones.taps import tap_widths
 from toolkit.data.decode import DEFAULT_MAX_PIXELS
 from toolkit.errors import ArtifactError, SettingError, unknown_name
+from toolkit.features.prefix import Activations
 from toolkit.heads.linear import LinearHead
 from toolkit.plan import FreezeSpec
 from toolkit.training.groups import parameter_groups
@@ -25,13 +26,15 @@ from toolkit.training.trained import TrainedModel
 
 OPTIMIZERS = ("adamw", "sgd")
 
+Labelled = tuple[Tensor | Activations, Tensor]  # a batch
+
 
 class TransferModule(LightningModule):
     """A pretrained backbone with a new head, trained from a cut with the notes' rates; for any `Trainer`.
 
-    Batches are (pixels, labels): uint8 (N, 3, H, W), normalised here on the device, or float that is normalised
-    already; labels int64 (N,). Logs train_loss, train_accuracy, val_loss, val_accuracy. The backbone's stages
-    are taken over, not copied.
+    Batches are (inputs, labels): uint8 (N, 3, H, W), normalised here on the device, float that is normalised
+    already, or the stored Activations of the frozen stages; labels int64 (N,). Logs train_loss, train_accuracy,
+    val_loss, val_accuracy. The backbone's stages are taken over, not copied.
 
     cut: first trainable stage (by default the last two stages train); spec: a FreezeSpec instead of a cut.
     taps: stages whose pooled outputs the head sees (the last one by default). head: a module (N, D) → (N, n_classes),
@@ -88,9 +91,9 @@ class TransferModule(LightningModule):
         weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
         self.register_buffer("class_weights", weights, persistent=False)
 
-    def forward(self, pixels: Tensor) -> Tensor:
+    def forward(self, inputs: Tensor | Activations) -> Tensor:
         """Return class scores, float (N, C)."""
-        scores: Tensor = self.network(pixels)
+        scores: Tensor = self.network(inputs)
         return scores
 
     def on_fit_start(self) -> None:
@@ -107,31 +110,31 @@ class TransferModule(LightningModule):
                 f"{_shape(ours, odd[0])} here); did classes or settings change since? Start a new run"
             )
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
+    def training_step(self, batch: Labelled, batch_idx: int) -> dict[str, Tensor]:
         """Return a batch's loss, its sum over images, hits and size.
 
         A batch of one image is normalised by running statistics: it has no variance of its own.
         """
-        pixels, labels = batch
+        inputs, labels = batch
         if len(labels) == 0:  # every file of the batch failed; all ranks must still meet in backward
             nothing = torch.stack([p.sum() for p in self.network.parameters() if p.requires_grad]).sum() * 0
             return {"loss": nothing, "loss_sum": nothing.detach(), "hits": nothing.detach(), "size": nothing.detach()}
         if len(labels) == 1:
             with self.network.fixed_statistics():
-                scores = self.network(pixels)
+                scores = self.network(inputs)
         else:
-            scores = self.network(pixels)
+            scores = self.network(inputs)
         loss = F.cross_entropy(scores.float(), labels, weight=self.class_weights, label_smoothing=self.label_smoothing)
         hits = (scores.argmax(dim=1) == labels).sum()
         size = torch.tensor(float(len(labels)))
         self._log("train", loss, hits, size)
         return {"loss": loss, "loss_sum": loss.detach() * size, "hits": hits, "size": size}
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+    def validation_step(self, batch: Labelled, batch_idx: int) -> None:
         """Log the plain cross-entropy and the accuracy of a batch."""
         self._evaluate("val", batch)
 
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+    def test_step(self, batch: Labelled, batch_idx: int) -> None:
         """Log the plain cross-entropy and the accuracy of a batch of the test split."""
         self._evaluate("test", batch)
 
@@ -152,10 +155,10 @@ class TransferModule(LightningModule):
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def _evaluate(self, split: str, batch: tuple[Tensor, Tensor]) -> None:
-        pixels, labels = batch
+    def _evaluate(self, split: str, batch: Labelled) -> None:
+        inputs, labels = batch
         if len(labels):
-            scores = self.network(pixels)
+            scores = self.network(inputs)
             hits = (scores.argmax(dim=1) == labels).sum()
             self._log(split, F.cross_entropy(scores.float(), labels), hits, torch.tensor(float(len(labels))))
 

@@ -13,21 +13,26 @@ from toolkit.backbones.backbone import Backbone
 from toolkit.backbones.normalise import Normalise
 from toolkit.backbones.taps import check_taps
 from toolkit.errors import SettingError
+from toolkit.features.prefix import Activations, FrozenPrefix
 from toolkit.plan import FreezeSpec
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 class TransferNetwork(nn.Module):
-    """Pixels to class scores: frozen prefix, trainable tail, head.
+    """Pixels, or what a frozen prefix made of them, to class scores: frozen prefix, trainable tail, head.
 
     This is the one place that freezes. Parameters of the prefix do not require gradients, and its modules
     stay in eval mode whatever `.train()` a parent calls, so that BatchNorm statistics never move. BatchNorm
     of a pretrained tail keeps its statistics too unless `update_batchnorm` is set: a few hundred images in
     small batches estimate them worse than ImageNet did, while its scale and shift train.
 
+    The prefix runs as a FrozenPrefix, in passes of one fixed size, so that training from stored Activations and
+    training from pixels see the same numbers.
+
     The backbone's stages are taken over, not copied. taps: the stages whose pooled outputs the head sees side by
-    side (the last one by default). head: (N, D) to (N, C), D being the sum of the taps' widths.
+    side (the last one by default). head: (N, D) to (N, C), D being the sum of the taps' widths. prefix_dtype: number
+    format of the prefix; None for that of the autocast around it, or float32.
     """
 
     def __init__(
@@ -50,10 +55,12 @@ class TransferNetwork(nn.Module):
             )
         self.stages = nn.ModuleList(backbone.stages)
         self.head = head
+        self.backbone = backbone
+        self.prefix_dtype: torch.dtype | None = None
+        self._prefix: tuple[object, FrozenPrefix] | None = None
         self.spec = spec
         self.update_batchnorm = update_batchnorm
         self.normalise = Normalise(backbone.preprocessing)
-        self.pool = backbone.pool
         for stage, rule in zip(self.stages, spec.rules, strict=True):
             stage.requires_grad_(rule.trainable)
         self.head.requires_grad_(True)
@@ -73,22 +80,46 @@ class TransferNetwork(nn.Module):
                     module.eval()
         return self
 
-    def features(self, pixels: Tensor) -> Tensor:
-        """Return float (N, D), the taps' pooled outputs, for uint8 or normalised float (N, 3, H, W)."""
-        pooled: dict[int, Tensor] = {}
-        activation = self.normalise(pixels)
-        for index, (stage, rule) in enumerate(zip(self.stages, self.spec.rules, strict=True)):
-            if index > self.taps[-1]:
-                break
-            with torch.set_grad_enabled(torch.is_grad_enabled() and rule.trainable):
-                activation = stage(activation)
-                if index in self.taps:
-                    pooled[index] = self.pool(activation)
-        return torch.cat([pooled[tap].float() for tap in self.taps], dim=1)
+    def prefix(self) -> FrozenPrefix:
+        """Return the frozen stages as they run, made anew when their weights, their device or the precision changed."""
+        frozen = self.stages[: self.spec.cut]
+        tensors = [*frozen.parameters(), *frozen.buffers()]
+        device = tensors[0].device if tensors else self.normalise.mean.device
+        dtype = self.prefix_dtype or self.normalise.mean.dtype
+        if self.prefix_dtype is None and torch.is_autocast_enabled(device.type):
+            dtype = torch.get_autocast_dtype(device.type)
+        state = (device, dtype, [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors])
+        if self._prefix is None or self._prefix[0] != state:
+            cut = self.spec.cut
+            before = [tap for tap in self.taps if tap < cut]
+            trains = cut if cut < len(self.stages) else None
+            made = FrozenPrefix(self.backbone, cut=trains, taps=before, dtype=dtype, device=device)
+            self._prefix = (state, made)
+        return self._prefix[1]
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Return class scores, float (N, C), for uint8 or normalised float (N, 3, H, W)."""
-        scores: Tensor = self.head(self.features(pixels))
+    def features(self, inputs: Tensor | Activations) -> Tensor:
+        """Return float (N, D), the taps' pooled outputs.
+
+        inputs: uint8 or normalised float (N, 3, H, W), or the Activations of this network's prefix for them.
+        """
+        pooled: list[Tensor] = []
+        if self.spec.cut == 0:
+            assert isinstance(inputs, Tensor), "nothing is frozen: pixels are expected"
+            activation: Tensor | None = self.normalise(inputs)
+        else:
+            frozen = inputs if isinstance(inputs, Activations) else self.prefix()(inputs)
+            activation, pooled = frozen.at_cut, list(frozen.pooled)
+        for index in range(self.spec.cut, self.taps[-1] + 1):
+            if index == self.spec.cut and index:  # stored in half precision, it trains in the tail's own
+                activation = activation.to(self.normalise.mean.dtype)  # type: ignore[union-attr]
+            activation = self.stages[index](activation)
+            if index in self.taps:
+                pooled.append(self.backbone.pool(activation))
+        return torch.cat([part.float() for part in pooled], dim=1)
+
+    def forward(self, inputs: Tensor | Activations) -> Tensor:
+        """Return class scores, float (N, C), for what `features` takes."""
+        scores: Tensor = self.head(self.features(inputs))
         return scores
 
     @contextmanager

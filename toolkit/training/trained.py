@@ -9,7 +9,7 @@ from torch import Tensor
 
 from toolkit.backbones.backbone import Backbone
 from toolkit.data.preprocessing import Preprocessing
-from toolkit.features.extract import in_chunks
+from toolkit.features.prefix import Activations, in_chunks
 from toolkit.training.network import TransferNetwork
 
 
@@ -37,16 +37,23 @@ class TrainedModel:
         preprocessing = backbone.preprocessing
         return cls(network.eval(), classes, backbone.name, backbone.weights, backbone.layout, preprocessing, max_pixels)
 
-    def logits(self, pixels: Tensor, device: torch.device | None = None) -> Tensor:
-        """Return float32 (N, C) on the CPU for uint8 (N, 3, S, S).
+    def logits(self, inputs: Tensor | Activations, device: torch.device | None = None) -> Tensor:
+        """Return float32 (N, C) on the CPU for uint8 (N, 3, S, S), or for the float32 Activations of the frozen stages.
 
         Always in float32 and in passes of one fixed size, so that an image's scores do not depend on its company.
         """
         device = device or torch.device("cpu")
         network = self.network.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         with torch.inference_mode():
-            return in_chunks(lambda part: network(part.to(device)).float(), pixels)
+            return in_chunks(lambda part: network(_to(part, device)).float(), inputs)
 
     def __str__(self) -> str:
         classes = ", ".join(self.classes[:8]) + (", …" if len(self.classes) > 8 else "")
         return f"{self.backbone} at {self.preprocessing.crop_px} px for {len(self.classes)} classes: {classes}"
+
+
+def _to(inputs: Tensor | Activations, device: torch.device) -> Tensor | Activations:
+    if isinstance(inputs, Tensor):
+        return inputs.to(device)
+    at_cut = None if inputs.at_cut is None else inputs.at_cut.to(device)
+    return Activations(at_cut, tuple(part.to(device) for part in inputs.pooled))

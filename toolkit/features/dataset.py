@@ -1,0 +1,45 @@
+"""StoredViews: stored activations in the place of decoded pixels, for the same loader in the same order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from toolkit.data.loading import Batch
+from toolkit.data.manifest import Manifest
+from toolkit.features.stored import Stored
+
+Key = tuple[int, int]
+
+
+class StoredViews(Dataset[Key]):
+    """Maps (row, view number) to what is stored of that view; whole batches are read at once, by `collate`.
+
+    parts: Stored of disjoint rows of the Manifest (training images with all their views, the others with view 0).
+    """
+
+    def __init__(self, manifest: Manifest, parts: Sequence[Stored]) -> None:
+        self.labels = manifest.labels
+        self.costly = any(part.request.source for part in parts)  # views are cut from sources
+        self.parts = tuple(parts)
+        self._part = np.full(len(manifest), -1, np.int64)
+        self._position = np.zeros(len(manifest), np.int64)
+        for number, part in enumerate(self.parts):
+            self._part[part.rows] = number
+            self._position[part.rows] = np.arange(len(part))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, key: Key) -> Key:
+        return key
+
+    def collate(self, keys: Sequence[Key]) -> Batch:
+        """Return the Batch of rows that are all of one part and of one view."""
+        rows = np.array([row for row, _ in keys], np.int64)
+        part = self.parts[self._part[rows[0]]]
+        inputs = part.inputs(self._position[rows], keys[0][1])
+        return Batch(inputs, torch.from_numpy(self.labels[rows]), torch.from_numpy(rows), ())

@@ -1,0 +1,154 @@
+"""FrozenPrefix: pixels → activations at a cut and pooled features at taps, the same numbers wherever it is called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from toolkit.backbones.backbone import Backbone
+from toolkit.backbones.normalise import Normalise
+from toolkit.errors import SettingError
+from toolkit.features.fold import frozen_copies, plain_copies
+from toolkit.features.sample import sample_images
+
+CHUNK = 32  # images in every forward pass, padded where there are fewer
+
+# Half precision is taken by itself only where it moves the pooled features by less than this (relative, on images
+# with the spectrum of photographs). EfficientNet-Lite0 in bfloat16: 3e-2; its depthwise convolutions sum up badly.
+HALF_PRECISION_ERROR = 1e-2
+
+
+class Activations(NamedTuple):
+    """What a frozen prefix gives for N images, on the device that it ran on.
+
+    at_cut: (N, …), the input of the first trainable stage, or None where no stage trains.
+    pooled: float32 (N, D) for every tap, in stage order.
+    """
+
+    at_cut: Tensor | None
+    pooled: tuple[Tensor, ...]
+
+
+class FrozenPrefix:
+    """Frozen stages as they run: copies, BatchNorm folded, channels last, in one precision.
+
+    cut: the stage whose input is wanted, or None. taps: stages whose pooled outputs are wanted; no stage beyond the
+    last of them and the cut is run. The forward always sees CHUNK images (kernels are chosen by shape), so an image's
+    numbers depend neither on its company nor on whether they are stored or computed anew.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        cut: int | None,
+        taps: Sequence[int],
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | None = None,
+    ) -> None:
+        self.cut = cut
+        self.taps = tuple(sorted(taps))
+        depth = max(cut or 0, *(tap + 1 for tap in self.taps), 0)
+        if not 1 <= depth <= len(backbone):
+            raise SettingError(f"cut and taps: 1 to {len(backbone)} frozen stages expected, got {depth}")
+        self.dtype = dtype
+        self.device = device or torch.device("cpu")
+        self.pool = backbone.pool
+        self.normalise = Normalise(backbone.preprocessing)
+        one = next((p for stage in backbone.stages for p in stage.parameters()), torch.empty(0))
+        sample = self.normalise(sample_images(1, backbone.preprocessing.crop_px))
+        self.normalise.to(self.device)
+        stages = frozen_copies(backbone.stages[:depth], sample.to(one.device, one.dtype))
+        self.stages = stages.to(self.device, dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def __call__(self, pixels: Tensor) -> Activations:
+        """Return the Activations of uint8 (N, 3, S, S), or of float that is normalised already."""
+        parts = [self._chunk(pixels[i : i + CHUNK]) for i in range(0, max(1, len(pixels)), CHUNK)]
+        if len(parts) == 1:
+            return parts[0]
+        cuts = [part.at_cut for part in parts if part.at_cut is not None]
+        at_cut = torch.cat(cuts) if cuts else None
+        return Activations(
+            at_cut, tuple(torch.cat(tensors) for tensors in zip(*(p.pooled for p in parts), strict=True))
+        )
+
+    def _chunk(self, pixels: Tensor) -> Activations:
+        n = len(pixels)
+        whole = self.run(_padded(pixels))
+        at_cut = None if whole.at_cut is None else whole.at_cut[:n]
+        return Activations(at_cut, tuple(tensor[:n] for tensor in whole.pooled))
+
+    def run(self, pixels: Tensor) -> Activations:
+        """Return the Activations of one forward pass, whatever its size."""
+        pooled: list[Tensor] = []
+        at_cut = None
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            activation = self.normalise(pixels.to(self.device)).to(self.dtype)
+            activation = activation.contiguous(memory_format=torch.channels_last)
+            for index, stage in enumerate(self.stages):
+                activation = stage(activation)
+                if index in self.taps:
+                    pooled.append(self.pool(activation.float()))
+                if index + 1 == self.cut:
+                    at_cut = activation
+        return Activations(at_cut, tuple(pooled))
+
+
+def in_chunks(function: Callable[[Any], Tensor], inputs: Tensor | Activations) -> Tensor:
+    """Apply `function` to images, or their Activations, in passes of exactly CHUNK; return its rows on the CPU."""
+    size = len(inputs) if isinstance(inputs, Tensor) else len(_tensors(inputs)[0])
+    results = []
+    for start in range(0, max(1, size), CHUNK):
+        n = max(0, min(CHUNK, size - start))
+        part: Any
+        if isinstance(inputs, Tensor):
+            part = _padded(inputs[start : start + n])
+        else:
+            at_cut = None if inputs.at_cut is None else _padded(inputs.at_cut[start : start + n])
+            part = Activations(at_cut, tuple(_padded(tensor[start : start + n]) for tensor in inputs.pooled))
+        results.append(function(part)[:n].cpu())
+    return torch.cat(results)
+
+
+def _tensors(activations: Activations) -> list[Tensor]:
+    return [*([] if activations.at_cut is None else [activations.at_cut]), *activations.pooled]
+
+
+def _padded(tensor: Tensor) -> Tensor:
+    return torch.cat([tensor, tensor.new_zeros((CHUNK - len(tensor), *tensor.shape[1:]))])
+
+
+def prefix_dtype(backbone: Backbone, precision: str, device: torch.device) -> torch.dtype:
+    """Return the number format of frozen forwards for a precision of the user's.
+
+    "auto" is bfloat16 on CUDA devices that have it, and on CPUs that have it where the backbone's features then move
+    by less than HALF_PRECISION_ERROR; else float32. A decision by what the machine can do, never by a clock.
+    """
+    if precision == "auto" and device.type == "cuda":
+        precision = "bf16-mixed" if torch.cuda.is_bf16_supported() else "32-true"
+    if precision == "auto" and device.type == "cpu" and _cpu_has_bfloat16():
+        precision = "bf16-mixed" if bfloat16_error(backbone) < HALF_PRECISION_ERROR else "32-true"
+    return {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision, torch.float32)
+
+
+def bfloat16_error(backbone: Backbone) -> float:
+    """Return |b16 − f32| / |f32| of the last stage's pooled features on two sample images."""
+    normalise = Normalise(backbone.preprocessing)
+    pooled = []
+    with torch.no_grad():
+        for dtype in (torch.float32, torch.bfloat16):
+            activation = normalise(sample_images(2, backbone.preprocessing.crop_px)).to(dtype)
+            for stage in plain_copies(backbone.stages).cpu().to(dtype):
+                activation = stage(activation)
+            pooled.append(backbone.pool(activation.float()))
+    exact, rough = pooled
+    return float((rough - exact).norm() / exact.norm().clamp_min(1e-30))
+
+
+def _cpu_has_bfloat16() -> bool:
+    """Return whether the CPU multiplies bfloat16 matrices in hardware (AMX or AVX-512 BF16)."""
+    probes = [getattr(torch.cpu, name, None) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported")]
+    return any(probe is not None and bool(probe()) for probe in probes)

@@ -1,0 +1,262 @@
+"""FeatureStore: what frozen stages give for the images of a Manifest, computed once, kept on disk, never stale."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+import numpy as np
+import torch
+from filelock import FileLock, Timeout
+from numpy.typing import NDArray
+
+from toolkit.data.manifest import Manifest
+from toolkit.errors import ArtifactError
+from toolkit.features.contents import Contents
+from toolkit.features.index import Column, Index, keys_of
+from toolkit.features.passes import NoRoomError, cache_error, compute, group_bounds
+from toolkit.features.request import PIXELS, SIZE, SOURCE, Request, key_of
+from toolkit.features.stored import Stored
+from toolkit.progress import say
+from toolkit.storage import TEMPORARY_PREFIX, publish_json, read_json
+
+ABOUT, LOCK, USED = "about.json", "lock", "used"
+SPARE_BYTES = 1 << 20  # for headers, names and the file system's own
+MAX_ROUNDS = 10  # of computing what is missing; more than two are needed only where files change all the time
+
+# cache_dir/
+#   contents/ROOT.safetensors       digests of files by path and look
+#   models/KEY/about.json           what the numbers depend on; `used`: touched at every use; `lock`
+#   models/KEY/clean/SHARD          view 0
+#   models/KEY/RECIPE/SHARD         the other views of one recipe and seed
+
+
+class FeatureStore:
+    """A cache folder of activations and pooled features that any number of processes may share.
+
+    An image is known by its content and a backbone by its weights: a changed, added, renamed or removed file costs that
+    file alone, and other weights, sizes, seeds or libraries find nothing that is not theirs. Numbers are always read
+    back from the disk, so a first run equals a later one to the bit.
+
+    >>> store = FeatureStore("cache")  # doctest: +SKIP
+    >>> stored = store.fetch(Request(backbone, taps=(5, 6, 7)), manifest)  # doctest: +SKIP
+    >>> stored.pooled()[:100].shape  # doctest: +SKIP
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(os.path.expanduser(folder)).absolute()
+        try:
+            (self.folder / "models").mkdir(parents=True, exist_ok=True)
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+            reason = getattr(error, "strerror", None) or error
+            raise ArtifactError(
+                f"{self.folder}: no cache can be kept here ({reason}); choose another --cache_dir"
+            ) from error
+        if not os.access(self.folder / "models", os.W_OK):
+            raise ArtifactError(f"{self.folder}: no cache can be kept here (not writable); choose another --cache_dir")
+
+    def fetch(
+        self,
+        request: Request,
+        manifest: Manifest,
+        rows: NDArray[np.int64] | None = None,
+        *,
+        workers: int = 0,
+        max_pixels: int = 50_000_000,
+    ) -> Stored:
+        """Return what is asked for of `rows` (all by default); what is not stored yet is computed and published.
+
+        One process computes at a time, others that want the same backbone's numbers wait and then find them. Raises
+        NoRoomError before the work where the disk has no room, WeightsError for features that are not finite,
+        ArtifactError where the cache cannot be used. max_pixels: of files that have to be read.
+        """
+        search = _Search(self, request, manifest, rows)
+        with ExitStack() as stack:
+            alone = False
+            for _ in range(MAX_ROUNDS):
+                missing = search.missing()
+                if not missing.any():
+                    stored = search.stored()
+                    if stored is not None:
+                        return stored
+                elif not alone:  # look again: another process may have been here
+                    stack.enter_context(search.place.alone())
+                    alone = True
+                else:
+                    search.compute(missing, workers, max_pixels)
+        raise ArtifactError(
+            f"{self.folder}: what is stored is gone before it can be read: images change while they are read, or "
+            "something empties the cache; run again when that has ended"
+        )
+
+    def missing_bytes(self, request: Request, manifest: Manifest, rows: NDArray[np.int64] | None = None) -> int:
+        """Return how many bytes `fetch` would write."""
+        return int(_Search(self, request, manifest, rows).missing().sum()) * request.bytes_per_view
+
+    def free_bytes(self) -> int:
+        """Return how many bytes the cache's disk has left."""
+        there = next(folder for folder in (self.folder, *self.folder.parents) if folder.exists())  # it may be gone
+        return max(0, shutil.disk_usage(there).free - SPARE_BYTES)
+
+
+class _Place:
+    """The folders of one backbone's numbers: those of clean views and those of one recipe's other views."""
+
+    def __init__(self, cache: Path, request: Request) -> None:
+        self.about = request.about()
+        self.folder = cache / "models" / key_of(self.about)
+        self.clean, self.others = self.folder / "clean", self.folder / key_of(request.view_recipe())
+
+    def folder_of(self, view: int) -> Path:
+        """Return where the shards of a view number go."""
+        return self.others if view else self.clean
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold the lock of a backbone's numbers; the system gives it back when its holder dies, however it dies."""
+        lock = FileLock(self.folder / LOCK)
+        with self.in_words():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                lock.acquire(timeout=1)
+            except Timeout:
+                say("another process is computing the same features; waiting for it")
+                lock.acquire()
+        try:
+            with self.in_words():
+                for pattern in (f"{TEMPORARY_PREFIX}*", f"*/{TEMPORARY_PREFIX}*"):
+                    for stray in self.folder.glob(pattern):  # what a killed process left unfinished
+                        stray.unlink(missing_ok=True)
+                if not self._says_what_it_is():
+                    publish_json(self.folder / ABOUT, self.about)
+            yield
+        finally:
+            lock.release()
+
+    def mark_used(self) -> None:
+        """Note that the numbers were used now, for whoever makes the cache smaller."""
+        with suppress(OSError):  # it may be another user's, or not exist at all
+            (self.folder / USED).touch()
+
+    @contextmanager
+    def in_words(self) -> Iterator[None]:
+        """Turn an error of the cache's file system into one line."""
+        try:
+            yield
+        except OSError as error:
+            raise cache_error(self.folder, error) from error
+
+    def _says_what_it_is(self) -> bool:
+        try:
+            return bool(read_json(self.folder / ABOUT) == json.loads(json.dumps(self.about)))
+        except (OSError, ValueError):
+            return False
+
+
+class _Search:
+    """What is known in the course of one fetch of N images, V views each.
+
+    digests: uint8 (N, 16), zeros where the content is not known (yet). places: of `Index.locate`.
+    """
+
+    def __init__(
+        self, store: FeatureStore, request: Request, manifest: Manifest, rows: NDArray[np.int64] | None
+    ) -> None:
+        self.store, self.request, self.manifest = store, request, manifest
+        self.rows = np.arange(len(manifest)) if rows is None else rows
+        self.paths = [manifest.paths[row] for row in self.rows.tolist()]
+        self.contents = Contents(store.folder / "contents", manifest.root)
+        self.place = _Place(store.folder, request)
+        self.index = Index([self.place.clean, self.place.others][: 1 if request.views == 1 else 2])
+        self.digests = np.zeros((len(self.rows), 16), np.uint8)
+        self.places: dict[str, NDArray[np.int32]] = {}
+        self.failures: dict[int, str] = {}
+        self.n_computed = 0
+        self._hashed = False
+        self._rounds = 0
+
+    def missing(self) -> NDArray[np.bool_]:
+        """Return bool (N, V): which views of readable images are not stored, as far as is known now."""
+        with self.place.in_words():
+            self.index.refresh()
+        if self.index.shards and not self._hashed:  # where nothing is stored, the contents are hashed when decoded
+            self.digests, self._hashed = self.contents.digests(self.paths), True
+        self.places = self.index.locate(self.request.shapes, self.digests, self.request.views)
+        missing: NDArray[np.bool_] = np.any([place[..., 0] < 0 for place in self.places.values()], axis=0)
+        return missing & self._readable()[:, None]
+
+    def compute(self, missing: NDArray[np.bool_], workers: int, max_pixels: int) -> None:
+        """Compute and publish the missing views, and take over what was seen; the lock is held."""
+        with self.place.in_words():
+            self.index.remove_broken()
+        if self._rounds == 0:  # images of equal content are computed once
+            missing = missing & _first_of_each(self.digests)[:, None]
+        self._rounds += 1
+        self._check_room(int(missing.sum()))
+        positions = np.flatnonzero(missing.any(axis=1))
+        looks = self.contents.look([self.paths[position] for position in positions])
+        read = compute(
+            self.request,
+            self.manifest,
+            self.rows[positions],
+            missing[positions],
+            group_bounds(self.request, positions),
+            self.place.folder_of,
+            workers=workers,
+            max_pixels=max_pixels,
+        )
+        place = np.full(len(self.manifest), -1, np.int64)
+        place[read.rows] = np.arange(len(read.rows))
+        at = place[self.rows]
+        self.digests[at >= 0] = read.digests[at[at >= 0]]  # a file may have changed since it was hashed
+        self._hashed = True
+        self.failures.update(read.failures)
+        self.n_computed += read.n_views
+        known = np.where((at >= 0)[positions, None], self.digests[positions], 0)
+        self.contents.remember([self.paths[position] for position in positions], looks, known)
+
+    def stored(self) -> Stored | None:
+        """Return what was found, nothing missing; None where a shard turned out to be broken."""
+        with self.place.in_words():
+            tensors = self.index.open(self.places)
+        if tensors is None:
+            return None
+        self.place.mark_used()
+        kept = self._readable()
+        columns = {
+            name: Column(tensors[name], place[kept].reshape(-1, 2), self.request.shapes[name], self._dtype(name))
+            for name, place in self.places.items()
+        }
+        failures = tuple(self.failures.items())
+        return Stored(self.request, self.rows[kept], self.digests[kept], failures, columns, self.n_computed)
+
+    def _readable(self) -> NDArray[np.bool_]:
+        readable: NDArray[np.bool_] = ~np.isin(self.rows, np.array([*self.failures], np.int64))
+        return readable
+
+    def _dtype(self, name: str) -> torch.dtype:
+        if name == SIZE:
+            return torch.int32
+        if name in (PIXELS, SOURCE):
+            return torch.uint8
+        return self.request.dtype if name.startswith("stage.") else torch.float32
+
+    def _check_room(self, n_views: int) -> None:
+        folder, needed, free = self.store.folder, n_views * self.request.bytes_per_view, self.store.free_bytes()
+        if needed > free:
+            raise NoRoomError(
+                f"{folder}: {needed / 1e6:.0f} MB are needed for the features of {n_views} views, and "
+                f"{free / 1e6:.0f} MB are free; make room (toolkit cache --limit 0 empties the cache), choose another "
+                "--cache_dir, or take --cache false"
+            )
+
+
+def _first_of_each(digests: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Return bool (N,): whether it is the first of its content, or its content is not known."""
+    first: NDArray[np.bool_] = np.all(digests == 0, axis=1)
+    first[np.unique(keys_of(digests), return_index=True)[1]] = True
+    return first

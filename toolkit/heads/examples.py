@@ -1,0 +1,104 @@
+"""Examples: the training rows of a head, with everything that all kinds of heads ask of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from toolkit.heads.blocks import Rows
+from toolkit.heads.moments import Moments, moments_of
+from toolkit.heads.views import Views, fold_splits, row_weights
+
+UNSEEN_BIAS = -100.0  # the score of a class without training images: never predicted, yet finite
+FOLDED_UP_TO = 5_000  # images; above, one held-out part chooses as well and costs a fraction
+FOLDS, FOLDS_OF_FEW, FEW = 5, 10, 300  # a fifth of few images is missed by a model trained without them
+
+
+class Examples:
+    """Features float32 (N, D), labels int64 (N,), and what follows from them.
+
+    views: the images behind the rows. weights: float64 (N,), what a row counts. seen: bool (C,), classes that occur.
+    folds: int64 (N,). scored_folds: those whose images choose between models: all of them up to 5,000 images, above
+    one that holds a fifth of the images, or 5,000 if that is fewer. scored: int64 rows, the clean views of those
+    images.
+    """
+
+    def __init__(
+        self,
+        features: Rows,
+        labels: NDArray[np.int64],
+        n_classes: int,
+        widths: Sequence[int],
+        *,
+        images: NDArray[np.int64] | None = None,
+        balanced: bool = False,
+        seed: int = 0,
+    ) -> None:
+        _validate(features, labels, n_classes, widths, images)
+        self.features, self.widths, self.n_classes, self.seed = features, tuple(widths), n_classes, seed
+        self.labels = np.asarray(labels, dtype=np.int64)
+        self.views = Views.of(images, len(labels))
+        self.weights = row_weights(self.labels, self.views, balanced=balanced)
+        self.seen = np.bincount(self.labels, minlength=n_classes) > 0
+        n_images = len(self.views.first)
+        if n_images > FOLDED_UP_TO:
+            n_folds = max(FOLDS, -(-n_images // FOLDED_UP_TO))
+        else:
+            n_folds = min(FOLDS if n_images > FEW else FOLDS_OF_FEW, n_images)
+        self.folds = fold_splits(self.labels, images, n_folds, seed)
+        self.scored_folds = tuple(range(1 if n_images > FOLDED_UP_TO else n_folds))
+        first = self.views.first
+        self.scored = first[np.isin(self.folds[first], self.scored_folds)]
+
+    @cached_property
+    def moments(self) -> Moments:
+        """The moments of all columns, for heads that need them: computed once."""
+        return moments_of(self.features, self.widths, self.labels, self.n_classes, self.weights)
+
+    @cached_property
+    def learnable(self) -> NDArray[np.bool_]:
+        """bool (N,): rows whose class has another image, without which no model could know the class."""
+        per_class = np.bincount(self.labels[self.views.first], minlength=self.n_classes)
+        return per_class[self.labels] > 1
+
+    def image_weights(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return float64 (n,): what the images of some rows count, all their views together."""
+        weights: NDArray[np.float64] = self.weights[rows] * self.views.counts[self.views.image[rows]]
+        return weights
+
+
+def _validate(
+    features: Rows,
+    labels: NDArray[np.int64],
+    n_classes: int,
+    widths: Sequence[int],
+    images: NDArray[np.int64] | None,
+) -> None:
+    """Raise ValueError for shapes or labels that do not fit each other."""
+    n_rows = len(labels)
+    if n_rows < 1 or tuple(features.shape) != (n_rows, sum(widths)):
+        raise ValueError(
+            f"expected features ({n_rows}, {sum(widths)}) of at least one row, got {tuple(features.shape)}"
+        )
+    if not 0 <= int(np.min(labels)) <= int(np.max(labels)) < n_classes:
+        raise ValueError(f"expected labels 0 to {n_classes - 1}, got {np.min(labels)} to {np.max(labels)}")
+    if images is not None and np.shape(images) != (n_rows,):
+        raise ValueError(f"expected {n_rows} image numbers, got {np.shape(images)}")
+
+
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """A kind of head on some taps, its strength chosen.
+
+    scores: float32 (n, C) of the rows that were asked for, each from a model that has seen no view of its image.
+    build: gives the head that is fitted to all images.
+    """
+
+    strength: float
+    scores: NDArray[np.float32]
+    build: Callable[[], nn.Module]

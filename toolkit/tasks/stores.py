@@ -1,0 +1,41 @@
+"""Where features are kept: the cache folder, or a folder that goes with the run."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from toolkit.errors import ArtifactError
+from toolkit.features.store import FeatureStore
+from toolkit.progress import say
+
+
+def cache_folder(cache_dir: str | None) -> Path:
+    """Return the cache folder that was named, or the platform's."""
+    if cache_dir is not None:
+        return Path(cache_dir).expanduser().absolute()
+    import platformdirs
+
+    return Path(platformdirs.user_cache_path("transfer-toolkit")) / "features"
+
+
+@contextmanager
+def open_store(cache: bool, cache_dir: str | None) -> Iterator[FeatureStore]:
+    """Yield the store to compute into: the cache folder, or one that is removed afterwards where nothing shall be kept.
+
+    Where the platform's own cache folder cannot be written, the run goes on without keeping anything, and says so.
+    """
+    if cache:
+        try:
+            store = FeatureStore(cache_folder(cache_dir))
+        except ArtifactError as error:
+            if cache_dir is not None:
+                raise
+            say(f"note: {error}; nothing is kept")
+        else:
+            yield store
+            return
+    with tempfile.TemporaryDirectory(prefix="transfer-toolkit-") as folder:
+        yield FeatureStore(folder)
