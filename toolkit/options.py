@@ -117,6 +117,8 @@ class Options:
         for key in ("weights", "cache_dir"):
             if getattr(self, key) is not None and not isinstance(getattr(self, key), (str, os.PathLike)):
                 raise SettingError(f"{key}: a path expected, got {getattr(self, key)!r}")
+        if self.cache is False and self.cache_dir is not None:
+            raise SettingError("cache_dir is not used where cache is false; remove it")
         if not isinstance(self.cache, bool):
             raise SettingError(f"cache: true or false expected, got {self.cache!r}")
         if taps is not None:

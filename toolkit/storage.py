@@ -59,6 +59,14 @@ def digest(content: bytes) -> bytes:
     return hashlib.blake2b(content, digest_size=16).digest()
 
 
+def as_size(n_bytes: int) -> str:
+    """Return a size for a person: 12 kB, 3.4 MB, 5.6 GB."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6)):
+        if n_bytes >= size:
+            return f"{n_bytes / size:.1f} {unit}"
+    return f"{n_bytes / 1e3:.0f} kB"
+
+
 def file_sha256(path: str | os.PathLike[str]) -> str:
     """Return the SHA-256 of a file in hexadecimal, read in blocks."""
     with open(path, "rb") as file:

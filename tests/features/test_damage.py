@@ -17,7 +17,7 @@ from tests.features.small import assert_same, everything, fetch, files_below, ph
 from tests.training.tiny import tiny_backbone
 from toolkit.data.manifest import Manifest
 from toolkit.errors import ArtifactError
-from toolkit.features import passes, store
+from toolkit.features import passes, shard, store
 from toolkit.features.request import Request
 from toolkit.features.shard import BrokenShardError, Shard, write_shard
 
@@ -47,6 +47,11 @@ def filled(tmp_path_factory, manifest, request_) -> Path:
 def cache(tmp_path, filled, monkeypatch) -> Path:
     monkeypatch.setattr(passes, "SHARD_IMAGES", 2)
     return Path(shutil.copytree(filled, tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def whole(filled, manifest, request_) -> dict[str, torch.Tensor]:
+    return everything(fetch(filled, request_, manifest))
 
 
 def shards(cache: Path, kind: str = "*") -> list[Path]:
@@ -120,8 +125,8 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("kind", ["clean", "others"])
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_damage_is_found_and_mended(cache, filled, manifest, request_, capsys, damage, kind):
-    whole, before = everything(fetch(filled, request_, manifest)), files_below(filled)
+def test_damage_is_found_and_mended(cache, whole, manifest, request_, capsys, damage, kind):
+    before = files_below(cache)
     path = next(path for path in shards(cache) if (path.parent.name == "clean") == (kind == "clean"))
     DAMAGES[damage](path)
     assert files_below(cache) != before
@@ -136,7 +141,7 @@ def test_damage_is_found_and_mended(cache, filled, manifest, request_, capsys, d
     assert "damaged" not in capsys.readouterr().err
 
 
-def test_every_flipped_byte_is_found(cache, filled, manifest, request_):
+def test_every_flipped_byte_is_found(cache):
     """Wherever it is: no byte of a shard may change without its being noticed."""
     path = shards(cache, "clean")[0]
     content = path.read_bytes()
@@ -149,15 +154,26 @@ def test_every_flipped_byte_is_found(cache, filled, manifest, request_):
         path.write_bytes(content)
 
 
-def test_all_shards_damaged(cache, filled, manifest, request_):
+def test_all_shards_damaged(cache, filled, whole, manifest, request_):
     for number, path in enumerate(shards(cache)):
         flip(path, [3, -1][number % 2])
     stored = fetch(cache, request_, manifest)
     assert stored.n_computed == 24 and files_below(cache) == files_below(filled)
-    assert_same(everything(stored), everything(fetch(filled, request_, manifest)))
+    assert_same(everything(stored), whole)
 
 
-def test_other_views_of_another_recipe_are_not_taken(cache, filled, manifest, request_):
+def test_a_damaged_shard_goes_whatever_is_wanted_of_it(cache, manifest, request_, capsys):
+    """One of its rows is wanted: the others are computed when they are."""
+    path = shards(cache, "clean")[0]
+    flip(path, -1)
+    capsys.readouterr()
+    assert fetch(cache, request_, manifest, [1]).n_computed in (0, 1)
+    again = fetch(cache, request_, manifest, [5])
+    assert again.n_computed in (0, 1) and not path.exists()
+    assert capsys.readouterr().err.count("was damaged") == 1
+
+
+def test_other_views_of_another_recipe_are_not_taken(cache, whole, manifest, request_):
     """A folder that was renamed or mixed up by hand holds the numbers of another seed."""
     other = Request(request_.backbone, (1, 3), 2, views=3, seed=1)
     wanted = everything(fetch(cache, other, manifest))
@@ -166,7 +182,7 @@ def test_other_views_of_another_recipe_are_not_taken(cache, filled, manifest, re
     for path in [*folders[0].iterdir()]:
         path.rename(folders[1] / path.name)
     for request in (request_, other):
-        expected = wanted if request is other else everything(fetch(filled, request_, manifest))
+        expected = wanted if request is other else whole
         assert_same(everything(fetch(cache, request, manifest)), expected)
 
 
@@ -186,14 +202,14 @@ def test_a_damaged_shard_that_another_process_has_mended_stays(cache, manifest, 
     assert path.read_bytes() == content and "damaged" not in capsys.readouterr().err
 
 
-def test_foreign_files_among_the_shards_are_left_alone(cache, filled, manifest, request_, capsys):
+def test_foreign_files_among_the_shards_are_left_alone(cache, whole, manifest, request_, capsys):
     place = shards(cache, "clean")[0].parent
     (place / "notes.txt").write_text("mine")
     (place / "folder.safetensors").mkdir()
     os.mkfifo(place / "pipe.safetensors")
     (place / "dangling.safetensors").symlink_to(place / "nothing")
     assert fetch(cache, request_, manifest).n_computed == 0
-    assert_same(everything(fetch(cache, request_, manifest)), everything(fetch(filled, request_, manifest)))
+    assert_same(everything(fetch(cache, request_, manifest)), whole)
     assert (place / "notes.txt").read_text() == "mine" and capsys.readouterr().err == ""
 
 
@@ -246,6 +262,19 @@ def test_a_shard_that_cannot_be_opened_is_not_taken_for_a_damaged_one(
         with pytest.raises(ArtifactError, match=os.strerror(number)) as caught:
             fetch(cache, request_, manifest)
     assert "\n" not in str(caught.value)
+    assert files_below(cache) == files_below(filled)
+
+
+def test_memory_that_is_short_is_not_taken_for_damage(cache, filled, manifest, request_, monkeypatch):
+    """As where a limit on memory, or on the number of mapped files, is met."""
+
+    def short(*arguments, **settings):
+        raise RuntimeError("unable to mmap 5 bytes from file </a>: Cannot allocate memory (12)")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shard, "safe_open", short)
+        with pytest.raises(ArtifactError, match="cannot be mapped into memory"):
+            fetch(cache, request_, manifest)
     assert files_below(cache) == files_below(filled)
 
 

@@ -18,7 +18,7 @@ from tests.training.tiny import WIDTHS, tiny_backbone
 from toolkit.data.manifest import Manifest
 from toolkit.data.scan import scan
 from toolkit.errors import ArtifactError, WeightsError
-from toolkit.features import passes, store
+from toolkit.features import contents, passes, store
 from toolkit.features.contents import Contents
 from toolkit.features.index import Index
 from toolkit.features.prefix import CHUNK
@@ -188,6 +188,23 @@ def test_a_file_that_changes_between_hashing_and_decoding(cache, manifest, monke
         wanted = live(request(seed=stored.request.seed), manifest, range(12))
         assert_same(everything(stored), wanted)
         assert fetch(cache, stored.request, manifest).n_computed == 0
+
+
+def test_a_file_that_is_spoilt_between_hashing_and_decoding(cache, manifest, monkeypatch):
+    """It must not be remembered for the image that it was."""
+    monkeypatch.setattr(contents, "SETTLED_AFTER_NS", -1)
+    fetch(cache, request(views=1), manifest)
+    digests = Contents.digests
+
+    def spoil_behind(self, paths):
+        found = digests(self, paths)
+        manifest.file(6).write_bytes(b"no image")
+        return found
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Contents, "digests", spoil_behind)
+        assert [row for row, _ in fetch(cache, request(), manifest).failures] == [6]
+    assert [row for row, _ in fetch(cache, request(views=1), manifest).failures] == [6]
 
 
 def test_shards_that_go_as_soon_as_they_come_end_in_one_line(cache, manifest, monkeypatch):

@@ -117,19 +117,20 @@ FORWARDS = {
     "the pair used twice": lambda m, x: m.norm(m.first(m.norm(m.first(x)))) + m.other(x),
     "a convolution that feeds two norms": lambda m, x: m.norm(y := m.first(x)) + m.other(y),
     "an output that goes elsewhere too": lambda m, x: m.norm(y := m.first(x)) + y + m.other(x),
-    "an output that is changed in place": lambda m, x: m.norm(m.first(x).relu_()) + m.other(x),
-    "an output that is changed into another": lambda m, x: m.norm(m.first(x) * 2) + m.other(x),
     "a look into the norm": lambda m, x: m.norm(m.first(x)) * m.norm.weight.sum() + m.other(x),
     "a call by keyword": lambda m, x: m.norm(input=m.first(x)) + m.other(x),
-    "weights without their module": lambda m, x: (
-        m.norm(F.conv2d(x, m.first.weight, padding=1)) + m.first(x).sum() + m.other(x)
-    ),
+    "weights without their module": lambda m, x: m.norm(F.conv2d(x, m.first.weight, padding=1)) + m.other(x),
+}
+# One pair that can be folded beside another that cannot, and is seen not to be one without trying.
+BESIDE = {
+    "an output that is changed in place": lambda m, x: m.norm(m.first(x).relu_()) + m.other(m.second(x)),
+    "an output that is changed into another": lambda m, x: m.norm(m.first(x) * 2) + m.other(m.second(x)),
 }
 
 
-@pytest.mark.parametrize("forward", FORWARDS)
+@pytest.mark.parametrize("forward", [*FORWARDS, *BESIDE])
 def test_whatever_a_forward_does_the_numbers_stay(forward):
-    check([Used(FORWARDS[forward], **modules())], left=2)
+    check([Used({**FORWARDS, **BESIDE}[forward], **modules())], left=1 if forward in BESIDE else 2)
 
 
 def test_one_odd_stage_does_not_cost_the_others_their_folding():

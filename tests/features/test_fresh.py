@@ -185,7 +185,7 @@ class Edits(RuleBasedStateMachine):
             shutil.rmtree(self.folder)
 
 
-@pytest.mark.parametrize("n", [8, pytest.param(150, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("n", [5, pytest.param(150, marks=pytest.mark.slow)])
 def test_a_filled_cache_gives_what_an_empty_one_gives(monkeypatch, n):
     monkeypatch.setattr(contents, "SETTLED_AFTER_NS", SETTLED_AFTER_NS)
     Edits.TestCase.settings = settings(

@@ -31,7 +31,7 @@ class Known:
         self.names = frozenset(names)
 
 
-row = st.tuples(st.integers(0, len(DIGESTS) - 1), st.integers(0, 5))
+row = st.tuples(st.integers(0, len(DIGESTS)), st.integers(0, 5))
 shard = st.tuples(st.lists(row, max_size=12), st.sets(st.sampled_from(["a", "b"]), min_size=1))
 
 

@@ -17,7 +17,7 @@ from toolkit.plan import FreezeSpec
 from toolkit.training.network import TransferNetwork
 from toolkit.training.trained import TrainedModel
 
-FAST = ["tiny", "mobilenet_v3_small", "timm/test_vit"]
+FAST = ["tiny", "mobilenet_v3_small"]
 
 
 @pytest.fixture(scope="module", params=FAST)

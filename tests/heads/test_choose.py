@@ -11,9 +11,13 @@ from toolkit.errors import DataError, SettingError
 from toolkit.heads import choose
 from toolkit.heads.choose import KINDS, checked_tap_sets, choose_head
 from toolkit.heads.linear import LinearHead
+from toolkit.heads.logistic import LogisticHead
+from toolkit.heads.neighbours import NeighbourHead
+from toolkit.heads.ridge import RidgeHead
 from toolkit.heads.votes import NeighbourVotes
 
 SIX = (6, 6)
+HEADS = {"ridge": RidgeHead, "logistic": LogisticHead, "knn": NeighbourHead}
 
 
 def on_taps(*informative: bool, n: int = 60, noise: float = 1.2) -> tuple[np.ndarray, np.ndarray]:
@@ -65,13 +69,13 @@ def test_neighbours_win_where_no_plane_can_tell():
 def test_the_temperature_is_in_the_head(kind):
     features, labels = on_taps(True, noise=1.5, n=200)
     chosen = choose_head(features[::2], labels[::2], 3, (6,), kind=kind)
-    scores, truth = chosen.head(torch.from_numpy(features[1::2])), torch.from_numpy(labels[1::2])
-    nll = torch.nn.functional.cross_entropy(scores, truth).item()
-    raw = torch.nn.functional.cross_entropy(scores * chosen.temperature, truth).item()
-    assert nll <= raw + 0.01
-    assert nll == pytest.approx(chosen.candidate.nll, abs=0.1), "what was promised out of fold"
-    if kind == "ridge":
-        assert nll < raw - 0.1
+    alone = HEADS[kind]((6,)).fit(features[::2], labels[::2], 3)
+    fresh, truth = torch.from_numpy(features[1::2]), torch.from_numpy(labels[1::2])
+    assert chosen.strength == alone.strength_
+    assert torch.allclose(chosen.head(fresh), alone.head_(fresh) / chosen.temperature, atol=1e-4)
+    calibrated, raw = (torch.nn.functional.cross_entropy(head(fresh), truth) for head in (chosen.head, alone.head_))
+    assert calibrated.item() == pytest.approx(chosen.candidate.nll, abs=0.1), "what was promised out of fold"
+    assert calibrated < raw + 0.01 and (kind != "ridge" or calibrated < raw - 0.03)
 
 
 @pytest.mark.parametrize("kind", ["auto", *KINDS])

@@ -10,6 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from tests.heads.rows import WIDTHS, OnDisk, clouds, unit, with_views
 from toolkit.heads import examples
 from toolkit.heads.logistic import STRENGTHS, LogisticHead
+from toolkit.heads.softmax_solver import Inputs, cross_entropy
 from toolkit.heads.views import fold_splits
 
 
@@ -41,6 +42,20 @@ def sklearns(
     inputs = unit(features, widths)
     model = LogisticRegression(C=strength, tol=1e-10, max_iter=5000, class_weight=weight).fit(inputs, labels)
     return model.predict_proba(inputs)
+
+
+@pytest.mark.parametrize("widths", [WIDTHS, (70, 90)], ids=["few columns", "many columns"])
+def test_the_gradient_is_the_losss(widths):
+    features, labels = clouds([30, 25, 20], widths=widths)
+    inputs = Inputs(examples.Examples(features, labels, 3, widths), (0, 1))
+    generator = np.random.default_rng(0)
+    weights, solution = generator.uniform(0, 2, 75), generator.normal(0, 1, (inputs.width + 1, 3))
+    direction = generator.normal(0, 1, solution.shape)
+    blocks = [slice(0, 40), slice(40, 75)]
+    gradient = cross_entropy(inputs, labels, weights, solution, blocks)[1]
+    step = 1e-2 * direction
+    above, below = (cross_entropy(inputs, labels, weights, solution + way * step, blocks)[0] for way in (1, -1))
+    assert (above - below) / 2e-2 == pytest.approx((gradient * direction).sum(), rel=1e-3)
 
 
 def test_blocks_of_many_rows_give_the_same_solution():

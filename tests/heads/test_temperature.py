@@ -35,6 +35,16 @@ def test_it_has_the_smallest_likelihood_loss():
     assert losses[2] == pytest.approx(float(reference), rel=1e-5)
 
 
+def test_one_more_image_with_a_bit_of_every_class_counts():
+    """The loss that is minimised, written out: few images, so that the one more matters."""
+    scores, labels = drawn(8, 4, 0.3)
+    factors = np.geomspace(0.01, 100, 4001)
+    own = scores[np.arange(8), labels].astype(np.float64)
+    logs = np.log(np.exp(factors[:, None, None] * scores.astype(np.float64)).sum(axis=2))
+    losses = (logs - factors[:, None] * own).sum(axis=1) + (logs - factors[:, None] * scores.mean(axis=1)).mean(axis=1)
+    assert best_temperature(scores, labels) == pytest.approx(1 / factors[losses.argmin()], rel=0.01)
+
+
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
 def test_perfect_separation_is_confident_within_bounds(scale):
     labels = np.arange(40) % 4

@@ -229,3 +229,33 @@ def test_the_cache_is_shown_and_made_smaller(photos: Path, tmp_path: Path) -> No
         with pytest.raises(SettingError, match="limit: a size such as 5GB"):
             cache(limit=limit, cache_dir=kept["cache_dir"])
     assert str(cache(cache_dir=str(tmp_path / "none"))).startswith("  nothing")
+
+
+def test_a_tail_never_starts_from_neighbours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from toolkit.tasks import prepare
+
+    asked: list[str] = []
+    choose = prepare.choose_head
+
+    def noted(*arguments: Any, kind: str, **settings: Any) -> Any:
+        asked.append(kind)
+        return choose(*arguments, kind=kind, **settings)
+
+    monkeypatch.setattr(prepare, "choose_head", noted)
+    photos = make_photos(tmp_path / "photos", {"cat": 6, "dog": 6})
+    for strategy in ("head", "partial", "full"):
+        found = run(photos, tmp_path / strategy, strategy)
+        assert strategy == "head" or "knn" not in {probe["head"] for probe in found.plan.probes}
+    assert asked == ["auto", "linear", "linear"]
+
+
+def test_a_disk_too_small_for_the_first_pass_of_a_tail_is_no_error(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from toolkit.features.store import FeatureStore
+
+    stored = run(photos, tmp_path / "one", "partial", precision="32-true", cache_dir=str(tmp_path / "cache"))
+    pooled_alone = 24 * 4 * (112 + 192 + 320 + 1280) + 2_000
+    monkeypatch.setattr(FeatureStore, "free_bytes", lambda store: pooled_alone)
+    found = run(photos, tmp_path / "two", "partial", precision="32-true", cache_dir=str(tmp_path / "other"), cut=4)
+    assert found.metrics["val"]["n"] == stored.metrics["val"]["n"] == 6

@@ -43,7 +43,7 @@ def test_a_file_that_vanishes_while_training_ends_in_the_quarantine(tmp_path, mo
         precision="32-true",
         workers=0,
         cache=cache,
-        cache_dir=str(tmp_path / "cache"),
+        cache_dir=str(tmp_path / "cache") if cache else None,
         **cut,
     )
     run = start_run(str(photos), str(tmp_path / "run"), options)

@@ -10,7 +10,7 @@ from filelock import FileLock, Timeout
 
 from toolkit.features.shard import SUFFIX
 from toolkit.features.store import ABOUT, LOCK, USED
-from toolkit.storage import read_json
+from toolkit.storage import TEMPORARY_PREFIX, as_size, read_json
 
 DAY_S = 86_400.0
 
@@ -60,27 +60,36 @@ def prune(folder: Path, limit_bytes: int) -> tuple[int, list[Kept]]:
                 gone += _remove_oldest(one.folder, too_much - gone)
         except Timeout:
             busy.append(one)
+    if limit_bytes == 0:  # the digests of files too: they are taken again
+        for entry in (folder / "contents").glob("*"):
+            entry.unlink(missing_ok=True)
     return gone, busy
 
 
 def _remove_oldest(place: Path, at_least: int) -> int:
-    """Remove shards, the longest unused first, until `at_least` bytes are gone or nothing is left."""
+    """Remove what a killed process left, then the longest unused, until `at_least` bytes or all are gone."""
     gone = 0
-    shards = [(path.stat().st_mtime_ns, path) for path in place.glob(f"*/*{SUFFIX}")]
-    for _, path in sorted(shards):
-        if gone >= at_least:
+    files = [(not path.name.startswith(TEMPORARY_PREFIX), *_look(path), path) for path in _files(place)]
+    for finished, _, size, path in sorted(files):
+        if finished and gone >= at_least:
             break
-        gone += path.stat().st_size
-        path.unlink()
+        path.unlink(missing_ok=True)
+        gone += size
     return gone
 
 
-def as_size(n_bytes: int) -> str:
-    """Return a size for a person: 12 kB, 3.4 MB, 5.6 GB."""
-    for unit, size in (("GB", 1e9), ("MB", 1e6)):
-        if n_bytes >= size:
-            return f"{n_bytes / size:.1f} {unit}"
-    return f"{n_bytes / 1e3:.0f} kB"
+def _files(place: Path) -> list[Path]:
+    """Return the shards of a backbone, unfinished ones included."""
+    return [*place.glob(f"*/*{SUFFIX}"), *place.glob(f"*/{TEMPORARY_PREFIX}*")]
+
+
+def _look(path: Path) -> tuple[int, int]:
+    """Return when a file was used, and its size; zeros for one that has gone this moment."""
+    try:
+        status = path.stat()
+    except OSError:
+        return 0, 0
+    return status.st_mtime_ns, status.st_size
 
 
 def _kept(place: Path) -> Kept:
@@ -91,7 +100,7 @@ def _kept(place: Path) -> Kept:
         named = {key: str(about.get(key, "")) for key in ("backbone", "weights", "dtype")}
     except (OSError, ValueError, KeyError, TypeError):  # unreadable: nobody can use it
         unused, size, named = float("inf"), None, {"backbone": "unknown", "weights": "", "dtype": ""}
-    shards = [path.stat().st_size for path in place.glob(f"*/*{SUFFIX}")]
+    shards = [_look(path)[1] for path in set(_files(place))]
     return Kept(
         place,
         named["backbone"],

@@ -149,11 +149,11 @@ def key_of(values: dict[str, Any]) -> str:
 
 
 def identity_of(backbone: Backbone) -> str:
-    """Return a digest of a backbone's parameters and buffers; of modules of a user's own, also of how they answer.
+    """Return a digest of a backbone's modules, parameters and buffers; of a user's own, also of how they answer.
 
     Taken from the tensors themselves: what a file once was says nothing of a network that has been trained since.
     """
-    total = hashlib.sha256(state_sha256(backbone.stages).encode())
+    total = hashlib.sha256(state_sha256(backbone.stages, repr(backbone.stages)).encode())
     if backbone.weights == "custom":
         taps = tuple(range(len(backbone)))
         sample = sample_images(1, backbone.preprocessing.crop_px)

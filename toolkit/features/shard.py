@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 from collections.abc import Mapping
@@ -66,6 +67,8 @@ class Shard:
             shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 — no mapping
         except (SafetensorError, ValueError) as error:
             raise BrokenShardError(f"{path}: {error}") from error
+        except (MemoryError, RuntimeError) as error:  # a limit on memory, or on the number of mapped files
+            raise OSError(errno.ENOMEM, "its files cannot be mapped into memory") from error
         if sums.pop(PLACE, None) != _place(path):
             raise BrokenShardError(f"{path}: it belongs to another folder")
         self._file, self._sums = file, sums

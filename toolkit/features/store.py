@@ -22,9 +22,10 @@ from toolkit.features.passes import NoRoomError, cache_error, compute, group_bou
 from toolkit.features.request import PIXELS, SIZE, SOURCE, Request, key_of
 from toolkit.features.stored import Stored
 from toolkit.progress import say
-from toolkit.storage import TEMPORARY_PREFIX, publish_json, read_json
+from toolkit.storage import TEMPORARY_PREFIX, as_size, publish_json, read_json
 
 ABOUT, LOCK, USED = "about.json", "lock", "used"
+MAKE_ROOM = "make room (toolkit cache --limit 0 empties the cache), choose another --cache_dir, or take --cache false"
 SPARE_BYTES = 1 << 20  # for headers, names and the file system's own
 MAX_ROUNDS = 10  # of computing what is missing; more than two are needed only where files change all the time
 
@@ -47,7 +48,8 @@ class FeatureStore:
     >>> stored.pooled()[:100].shape  # doctest: +SKIP
     """
 
-    def __init__(self, folder: str | os.PathLike[str]) -> None:
+    def __init__(self, folder: str | os.PathLike[str], *, advice: str = MAKE_ROOM) -> None:
+        self.advice = advice  # for a person whose disk is full
         self.folder = Path(os.path.expanduser(folder)).absolute()
         try:
             (self.folder / "models").mkdir(parents=True, exist_ok=True)
@@ -227,8 +229,9 @@ class _Search:
             return None
         self.place.mark_used()
         kept = self._readable()
+        places = {id(place): place[kept].reshape(-1, 2) for place in self.places.values()}  # most outputs share one
         columns = {
-            name: Column(tensors[name], place[kept].reshape(-1, 2), self.request.shapes[name], self._dtype(name))
+            name: Column(tensors[name], places[id(place)], self.request.shapes[name], self._dtype(name))
             for name, place in self.places.items()
         }
         failures = tuple(self.failures.items())
@@ -249,9 +252,8 @@ class _Search:
         folder, needed, free = self.store.folder, n_views * self.request.bytes_per_view, self.store.free_bytes()
         if needed > free:
             raise NoRoomError(
-                f"{folder}: {needed / 1e6:.0f} MB are needed for the features of {n_views} views, and "
-                f"{free / 1e6:.0f} MB are free; make room (toolkit cache --limit 0 empties the cache), choose another "
-                "--cache_dir, or take --cache false"
+                f"{folder}: {as_size(needed)} are needed for the features of {n_views} views, and {as_size(free)} are "
+                f"free; {self.store.advice}"
             )
 
 

@@ -21,7 +21,7 @@ from toolkit.heads.temperature import fold_temperature
 from toolkit.heads.threads import few_threads
 from toolkit.heads.votes import NeighbourVotes
 
-AUTO = "auto"
+AUTO, LINEAR = "auto", "linear"
 TRIALS: dict[str, Callable[[Examples, Sequence[int], NDArray[np.int64]], Trial]] = {
     "ridge": ridge_trial,
     "logistic": logistic_trial,
@@ -72,8 +72,9 @@ def choose_head(
     """Return the simplest head that is within one standard error of the best, fitted to all rows.
 
     X: raw pooled features float32 (N, D) of one or more taps side by side, `widths` features each. y: int64 (N,).
-    kind: ridge, logistic, knn, or auto, where all compete. tap_sets: positions into `widths` that compete; by default
-    every suffix: the last tap, the last two, and so on. images: int64 (N,), equal for the views of an image.
+    kind: ridge, logistic, knn, auto, where all compete, or linear, where those do that can be trained further.
+    tap_sets: positions into `widths` that compete; by default every suffix: the last tap, the last two, and so on.
+    images: int64 (N,), equal for the views of an image.
 
     All candidates are scored on the same images, each on its first row (the clean view), by models that have seen none
     of its views: ridge and k-NN without that image alone, logistic regression without a fold. One is worse than
@@ -82,8 +83,8 @@ def choose_head(
     ridge regression chooses the taps, and another kind takes its place on them only if ridge is worse in both. With
     `balanced`, images count in these means by their class's weight.
 
-    (The unpaired error, that of the accuracy itself, gave 1 to 1.5 points of accuracy away on 130 to 500 images. Over
-    80 splits of three data sets all kinds on all tap sets were no more accurate than this, and 4 times as slow.)
+    (The unpaired error, that of the accuracy itself, gave a point of accuracy away on 130 to 500 images. Over 80 splits
+    of three data sets, letting all kinds compete on all tap sets was as accurate as this and three times as slow.)
 
     What is tried depends on counts alone. With one kind given, tap sets compete by that kind up to 1,000 rows and by
     ridge above. In `auto`, logistic regression is tried while rows × features × classes ≤ 5e9, k-NN up to 5,000 rows;
@@ -92,7 +93,7 @@ def choose_head(
     Raises SettingError for an unknown kind or tap, DataError for features that are not finite, ValueError for shapes
     that do not fit.
     """
-    if kind not in (AUTO, *KINDS):
+    if kind not in (AUTO, LINEAR, *KINDS):
         raise unknown_name("head", kind, (AUTO, *KINDS))
     sets = checked_tap_sets(tap_sets, len(widths))
     examples = Examples(X, y, n_classes, widths, images=images, balanced=balanced, seed=seed)
@@ -124,12 +125,13 @@ def checked_tap_sets(tap_sets: Sequence[Sequence[int]] | None, n_taps: int) -> l
 def _compete(examples: Examples, sets: list[tuple[int, ...]], kind: str) -> tuple[Entry, list[Entry]]:
     """Return the winner and all entries, in the order in which they were tried."""
     weights = examples.image_weights(examples.scored)
-    own_taps = kind != AUTO and (len(examples.labels) <= OWN_TAPS_UP_TO or len(sets) == 1)
+    several = kind in (AUTO, LINEAR)
+    own_taps = not several and (len(examples.labels) <= OWN_TAPS_UP_TO or len(sets) == 1)
     first = kind if own_taps else "ridge"
     entries = [_entry(examples, first, taps) for taps in sets]
     winner = simplest(entries, weights)
-    if kind == AUTO:
-        for other in _challengers(examples):
+    if several:
+        for other in _challengers(examples, kind):
             entries.append(_entry(examples, other, winner.candidate.taps))
             if better(entries[-1], winner, weights):
                 winner = entries[-1]
@@ -139,11 +141,11 @@ def _compete(examples: Examples, sets: list[tuple[int, ...]], kind: str) -> tupl
     return winner, entries
 
 
-def _challengers(examples: Examples) -> list[str]:
-    """Return the kinds that compete with ridge in `auto`."""
+def _challengers(examples: Examples, kind: str) -> list[str]:
+    """Return the kinds that compete with ridge in `auto` and `linear`."""
     n_rows, width = examples.features.shape
     logistic = n_rows * width * examples.n_classes <= LOGISTIC_UP_TO
-    return ["logistic"] * logistic + ["knn"] * (n_rows <= NEIGHBOURS_UP_TO)
+    return ["logistic"] * logistic + ["knn"] * (kind == AUTO and n_rows <= NEIGHBOURS_UP_TO)
 
 
 def _entry(examples: Examples, kind: str, taps: tuple[int, ...]) -> Entry:

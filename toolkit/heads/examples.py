@@ -23,9 +23,8 @@ class Examples:
     """Features float32 (N, D), labels int64 (N,), and what follows from them.
 
     views: the images behind the rows. weights: float64 (N,), what a row counts. seen: bool (C,), classes that occur.
-    folds: int64 (N,). scored_folds: those whose images choose between models: all of them up to 5,000 images, above
-    one that holds a fifth of the images, or 5,000 if that is fewer. scored: int64 rows, the clean views of those
-    images.
+    folds: int64 (N,). scored: int64 rows, the clean views of the images that choose between models: all of them up to
+    5,000 images, above those of one fold, a fifth of the images or 5,000 if that is fewer.
     """
 
     def __init__(
@@ -40,20 +39,16 @@ class Examples:
         seed: int = 0,
     ) -> None:
         _validate(features, labels, n_classes, widths, images)
-        self.features, self.widths, self.n_classes, self.seed = features, tuple(widths), n_classes, seed
+        self.features, self.widths, self.n_classes = features, tuple(widths), n_classes
         self.labels = np.asarray(labels, dtype=np.int64)
         self.views = Views.of(images, len(labels))
         self.weights = row_weights(self.labels, self.views, balanced=balanced)
         self.seen = np.bincount(self.labels, minlength=n_classes) > 0
-        n_images = len(self.views.first)
-        if n_images > FOLDED_UP_TO:
-            n_folds = max(FOLDS, -(-n_images // FOLDED_UP_TO))
-        else:
-            n_folds = min(FOLDS if n_images > FEW else FOLDS_OF_FEW, n_images)
-        self.folds = fold_splits(self.labels, images, n_folds, seed)
-        self.scored_folds = tuple(range(1 if n_images > FOLDED_UP_TO else n_folds))
         first = self.views.first
-        self.scored = first[np.isin(self.folds[first], self.scored_folds)]
+        many = len(first) > FOLDED_UP_TO
+        n_folds = max(FOLDS, -(-len(first) // FOLDED_UP_TO)) if many else FOLDS if len(first) > FEW else FOLDS_OF_FEW
+        self.folds = fold_splits(self.labels, images, min(n_folds, len(first)), seed)
+        self.scored = first[self.folds[first] == 0] if many else first
 
     @cached_property
     def moments(self) -> Moments:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean, variance
+from statistics import NormalDist, fmean, variance
 
 import numpy as np
 import torch
@@ -25,7 +25,8 @@ class FoldScores:
     """Accuracies of repeated stratified k-fold cross-validation.
 
     accuracies: of the held-out images, repeats × k of them. interval: 95 % (low, high) for the accuracy of a head
-    trained on as many images, by the corrected resampled t-test. n: number of images.
+    trained on as many images, by the corrected resampled t-test, and no narrower than n images allow. n: number of
+    images.
     """
 
     accuracies: tuple[float, ...]
@@ -64,9 +65,9 @@ def repeated_folds(
     """Return the accuracy of `choose_head` in repeated stratified k-fold cross-validation; arguments as there.
 
     Taps, kind, strength and temperature are chosen inside every training part, so the number is honest. All views of
-    an image share a fold, and held-out images are scored on their first row, the clean view. With fewer images than
-    folds every image is a fold. Above 1,000 rows at most 2 repeats are made, above 5,000 one; the result says how
-    many. Raises SettingError for less than 2 folds, 1 repeat or 2 images.
+    an image share a fold, and held-out images are scored on their first row, the clean view. With no more
+    images than folds every image is a fold, and one repeat says all. Above 1,000 rows at most 2 repeats are made, above
+    5,000 one; the result says how many. Raises SettingError for less than 2 folds, 1 repeat or 2 images.
     """
     views = Views.of(images, len(y))
     n_images = len(views.first)
@@ -76,6 +77,8 @@ def repeated_folds(
         )
     k = min(k, n_images)
     repeats = min([repeats, *(most for limit, most in REPEATS_OF_MANY if len(y) > limit)])
+    if k == n_images:  # every repeat would leave out the same images
+        repeats = 1
     is_first = np.zeros(len(y), dtype=bool)
     is_first[views.first] = True
     accuracies = []
@@ -96,7 +99,9 @@ def repeated_folds(
             )
             predicted = predict(chosen.head, Picked(X, held, tap_columns(widths, chosen.taps)))
             accuracies.append(float((predicted == y[held]).mean()))
-    return FoldScores(tuple(accuracies), corrected_interval(accuracies, k), k, repeats, n_images)
+    by_folds, by_count = corrected_interval(accuracies, k), wilson_interval(fmean(accuracies), n_images)
+    interval = min(by_folds[0], by_count[0]), max(by_folds[1], by_count[1])  # folds without an error are few images too
+    return FoldScores(tuple(accuracies), interval, k, repeats, n_images)
 
 
 def predict(head: nn.Module, features: Rows) -> NDArray[np.int64]:
@@ -118,3 +123,11 @@ def corrected_interval(accuracies: Sequence[float], k: int) -> tuple[float, floa
     error = math.sqrt((1 / n + 1 / (k - 1)) * variance(accuracies))
     margin = float(t.ppf(0.975, n - 1)) * error
     return max(0.0, mean - margin), min(1.0, mean + margin)
+
+
+def wilson_interval(share: float, n: int) -> tuple[float, float]:
+    """Return the 95 % interval of a share that was seen in n independent trials (Wilson 1927)."""
+    z = NormalDist().inv_cdf(0.975)
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    margin = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return max(0.0, middle - margin), min(1.0, middle + margin)

@@ -87,7 +87,7 @@ class LogisticPath:
         self.inputs = Inputs(examples, tuple(taps))
         self.classes = np.flatnonzero(examples.seen)
         self.positions = np.searchsorted(self.classes, examples.labels)
-        self._solutions: dict[tuple[int, float], NDArray[np.float64]] = {}
+        self._solutions: dict[int, dict[float, NDArray[np.float64]]] = {}
         self._trivial = len(self.classes) == 1 or len(examples.views.first) == 1
 
     def cross_validate(self, strengths: Sequence[float]) -> dict[float, float]:
@@ -133,12 +133,12 @@ class LogisticPath:
         return head
 
     def _solve(self, fold: int, weights: NDArray[np.float64], strength: float, tolerance: float) -> NDArray[np.float64]:
-        """Solve once for each fold and strength, from the fold's last solution or that of another fold."""
-        if (fold, strength) not in self._solutions:
-            same = [solution for (one, _), solution in self._solutions.items() if one == fold]
-            others = [solution for (_, one), solution in self._solutions.items() if one == strength]
-            start = (same or others or [np.zeros((self.inputs.width + 1, len(self.classes)))])[-1]
-            self._solutions[fold, strength] = solve(
-                self.inputs, self.positions, weights, strength, start, tolerance=tolerance
-            )
-        return self._solutions[fold, strength]
+        """Return a fold's solution, from the fold's last one or that of another fold; the last two are remembered."""
+        known = self._solutions.setdefault(fold, {})
+        if strength not in known:
+            others = [solutions[strength] for solutions in self._solutions.values() if strength in solutions]
+            start = [np.zeros((self.inputs.width + 1, len(self.classes))), *others, *known.values()][-1]
+            for old in list(known)[:-1]:
+                del known[old]
+            known[strength] = solve(self.inputs, self.positions, weights, strength, start, tolerance=tolerance)
+        return known[strength]

@@ -9,10 +9,10 @@ from threading import Lock
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
 from toolkit.heads.blocks import Picked, inverse_lengths, spans, tap_columns
 from toolkit.heads.examples import Examples
+from toolkit.heads.threads import one_thread
 
 Floats = NDArray[np.float64]
 MAX_ITERATIONS = 300
@@ -78,10 +78,14 @@ class Inputs:
 
     def scores(self, solution: Floats, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return float32 (n, K), the scores of some rows for a solution (R + 1, K)."""
-        result = np.empty((self.n_rows, solution.shape[1]), dtype=np.float32)
+        result = np.empty((len(rows), solution.shape[1]), dtype=np.float32)
+        order = np.argsort(rows)
         for span in spans(self.n_rows):
-            result[span] = self.times(span, self.block(span), solution[:-1]) + solution[-1]
-        return result[rows]
+            here = order[slice(*np.searchsorted(rows, (span.start, span.stop), sorter=order))]
+            if len(here):
+                scores = self.times(span, self.block(span), solution[:-1]) + solution[-1]
+                result[here] = scores[rows[here] - span.start]
+        return result
 
     def in_features(self, solution: Floats) -> tuple[Floats, Floats]:
         """Return weights (D, K) and bias (K,) for unit-length features that are not centred."""
@@ -110,14 +114,14 @@ def solve(
         def share(worker: int) -> tuple[float, Floats]:
             return cross_entropy(inputs, labels, weights, solution, blocks[worker::n_workers])
 
-        for part_loss, part_gradient in pool.map(share, range(n_workers)):
+        for part_loss, part_gradient in (map if n_workers == 1 else pool.map)(share, range(n_workers)):
             loss += part_loss
             gradient += part_gradient
         return loss, gradient.ravel()
 
     options = {"maxiter": MAX_ITERATIONS, "ftol": tolerance, "gtol": 1e-8}
     # Products this thin gain little from a BLAS's own threads, and where cores are shared those wait for each other.
-    with threadpool_limits(1), ThreadPoolExecutor(n_workers) as pool:
+    with one_thread(), ThreadPoolExecutor(n_workers) as pool:
         found = minimize(loss_and_gradient, start.ravel(), jac=True, method="L-BFGS-B", options=options)
     solution: Floats = found.x.reshape(start.shape)
     return solution

@@ -104,6 +104,8 @@ def make_plan(
         raise SettingError(
             "augment: the strategy 'head' sees the clean view alone; set views to 2 or more, or remove it"
         )
+    if strategy == "head" and options.augment == "none" and (options.views or 1) > 1:
+        raise SettingError("augment: without augmentation all views of an image are the same; set views to 1")
     if strategy != "head" and options.head == "knn":
         raise SettingError("head: knn cannot be trained further; take ridge or logistic, or the strategy 'head'")
     reasons = [reason]

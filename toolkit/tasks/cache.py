@@ -36,7 +36,7 @@ class CacheReport:
         }
 
     def __str__(self) -> str:
-        from toolkit.features.prune import as_size
+        from toolkit.storage import as_size
 
         lines = [str(one) for one in self.kept if one.bytes] or ["  nothing"]
         lines.append(f"{as_size(sum(one.bytes for one in self.kept)):>9}  in {self.folder}")
@@ -65,7 +65,7 @@ def cache(*, limit: str | None = None, cache_dir: str | None = None) -> CacheRep
 
 
 def _bytes(limit: str | int) -> int:
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)i?b?\s*", str(limit).lower())
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)b?\s*", str(limit).lower())
     if match is None:
         raise SettingError(f"limit: a size such as 5GB, 500MB or 0 expected, got {limit!r}")
     return int(float(match[1]) * UNITS[match[2]])

@@ -18,6 +18,7 @@ from toolkit.data.verify import unreadable
 from toolkit.data.views import augmentation
 from toolkit.errors import ArtifactError
 from toolkit.features.dataset import StoredViews
+from toolkit.features.passes import NoRoomError
 from toolkit.features.stored import PooledRows, Stored
 from toolkit.heads.choose import ChosenHead, choose_head
 from toolkit.options import Options
@@ -51,8 +52,7 @@ def prepare(manifest: Manifest, job: Job) -> Prepared:
         prepared, failures = _store_views(prepared, job)
         if not failures:
             return prepared
-        vanished = {prepared.manifest.paths[row]: reason for row, reason in failures}  # since the first pass
-        manifest = manifest.without([(r, vanished[path]) for r, path in enumerate(manifest.paths) if path in vanished])
+        manifest = _without(manifest, prepared.manifest, failures)  # they vanished since the first pass
 
 
 def prepare_again(folder: RunFolder, manifest: Manifest, job: Job) -> Prepared:
@@ -98,12 +98,19 @@ def _prepare_transfer(manifest: Manifest, job: Job) -> Prepared:
     options = job.options
     with job.clock.part("extract"):
         ahead = plan_ahead(manifest, options, job.backbone)
-        probe = job.fetch(replace(job.request, cut=_probe_cut(ahead, job)), manifest)
+        try:
+            probe = job.fetch(replace(job.request, cut=_probe_cut(ahead, job)), manifest)
+        except NoRoomError:
+            if _probe_cut(ahead, job) is None:
+                raise
+            probe = job.fetch(job.request, manifest)  # pooled features are small; the rest is seen to below
     usable = assign_splits(some_left(manifest.without(probe.failures)), val=options.val, seed=options.seed)
     probe = replace(probe, rows=np.arange(len(usable)), failures=())
     with job.clock.part("plan"):
         plan = plan_for(usable, options, job.backbone)
-    features, rows, images = _head_rows(usable, plan, probe, job)
+    features, rows, images, failures = _head_rows(usable, plan, probe, job)
+    if failures:  # since the first pass
+        return _prepare_transfer(_without(manifest, usable, failures), job)
     with job.clock.part("fit"):
         chosen = choose_head(
             features,
@@ -111,7 +118,7 @@ def _prepare_transfer(manifest: Manifest, job: Job) -> Prepared:
             len(usable.classes),
             tap_widths(job.backbone, plan.taps),
             images=images,
-            **head_settings(options, len(plan.taps)),
+            **head_settings(options, len(plan.taps), plan.strategy),
         )
     return Prepared(usable, _with_head(plan, chosen), probe, chosen)
 
@@ -122,10 +129,14 @@ def _probe_cut(plan: TransferPlan, job: Job) -> int | None:
     return plan.cut if foreseen else None
 
 
-def head_settings(options: Options, n_taps: int) -> dict[str, Any]:
-    """Return what the choice of a head follows: taps that were set do not compete."""
+def head_settings(options: Options, n_taps: int, strategy: str = "head") -> dict[str, Any]:
+    """Return what the choice of a head follows: taps that were set do not compete, nor neighbours where a tail trains.
+
+    Neighbours cannot be trained, and would compare what a trained tail gives with what it once gave.
+    """
+    kind = options.head or "auto"
     return {
-        "kind": options.head or "auto",
+        "kind": "linear" if kind == "auto" and strategy != "head" else kind,
         "tap_sets": None if options.taps is None else (tuple(range(n_taps)),),
         "balanced": options.class_weights == "balanced",
         "seed": options.seed,
@@ -134,17 +145,24 @@ def head_settings(options: Options, n_taps: int) -> dict[str, Any]:
 
 def _head_rows(
     manifest: Manifest, plan: TransferPlan, probe: Stored, job: Job
-) -> tuple[PooledRows, NDArray[np.int64], NDArray[np.int64] | None]:
-    """Return the features that the head trains on, their rows of the Manifest, and whose views they are."""
+) -> tuple[PooledRows, NDArray[np.int64], NDArray[np.int64] | None, tuple[Failure, ...]]:
+    """Return the features that the head trains on, their rows, whose views they are, and the files that failed."""
     train = manifest.rows(TRAIN)
     if plan.strategy != "head" or plan.views == 1:
-        return probe.pooled(train), train, None
+        return probe.pooled(train), train, None, ()
     request = replace(probe.request, cut=None, views=plan.views, augmentation=augmentation(plan.augmentation))
     with job.clock.part("extract"):
         stored = job.fetch(request, manifest, train)
     positions = np.repeat(np.arange(len(stored)), plan.views)  # the clean view of each image comes first
     rows = stored.rows[positions]
-    return stored.pooled(positions, np.tile(np.arange(plan.views), len(stored))), rows, rows
+    features = stored.pooled(positions, np.tile(np.arange(plan.views), len(stored)))
+    return features, rows, rows, stored.failures
+
+
+def _without(scanned: Manifest, usable: Manifest, failures: tuple[Failure, ...]) -> Manifest:
+    """Return the scanned Manifest less the files of another one, made of it, that failed."""
+    gone = {usable.paths[row]: reason for row, reason in failures}
+    return scanned.without([(row, gone[path]) for row, path in enumerate(scanned.paths) if path in gone])
 
 
 def _store_views(prepared: Prepared, job: Job) -> tuple[Prepared, tuple[Failure, ...]]:
@@ -178,7 +196,7 @@ def _with_head(plan: TransferPlan, chosen: ChosenHead) -> TransferPlan:
     won = next(c for c in chosen.candidates if (c.kind, c.taps) == (chosen.kind, chosen.taps))
     stages = f"stage {taps[0]}" if len(taps) == 1 else f"stages {', '.join(map(str, taps))}"
     reason = (
-        f"head: {chosen.kind} on {stages}; each training image left out in turn, it was right for {won.accuracy:.3f} ± "
-        f"{won.se:.3f} of them ({len(chosen.candidates)} candidates)"
+        f"head: {chosen.kind} on {stages}, right for {won.accuracy:.3f} ± {won.se:.3f} of training images that it had "
+        f"not seen when it judged them ({len(chosen.candidates)} candidates)"
     )
     return replace(plan, taps=taps, head=chosen.kind, probes=probes, reasons=(*plan.reasons, reason))

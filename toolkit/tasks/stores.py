@@ -38,4 +38,5 @@ def open_store(cache: bool, cache_dir: str | None) -> Iterator[FeatureStore]:
             yield store
             return
     with tempfile.TemporaryDirectory(prefix="transfer-toolkit-") as folder:
-        yield FeatureStore(folder)
+        advice = "make room, or let temporary files go elsewhere: TMPDIR=/another/folder"
+        yield FeatureStore(folder, advice=advice)

@@ -99,6 +99,7 @@ class TransferModule(LightningModule):
     def on_fit_start(self) -> None:
         """Set training mode: the network begins in eval mode, and the Trainer leaves modes as it finds them."""
         self.train()
+        self.network.renew_prefix()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse the checkpoint of another network; raises ArtifactError."""

@@ -97,6 +97,10 @@ class TransferNetwork(nn.Module):
             self._prefix = (state, made)
         return self._prefix[1]
 
+    def renew_prefix(self) -> None:
+        """Make the frozen stages anew at the next forward: what is written through `.data` leaves no trace."""
+        self._prefix = None
+
     def features(self, inputs: Tensor | Activations) -> Tensor:
         """Return float (N, D), the taps' pooled outputs.
 
@@ -107,15 +111,29 @@ class TransferNetwork(nn.Module):
             assert isinstance(inputs, Tensor), "nothing is frozen: pixels are expected"
             activation: Tensor | None = self.normalise(inputs)
         else:
-            frozen = inputs if isinstance(inputs, Activations) else self.prefix()(inputs)
+            frozen = inputs if isinstance(inputs, Activations) else self._frozen(inputs)
             activation, pooled = frozen.at_cut, list(frozen.pooled)
         for index in range(self.spec.cut, self.taps[-1] + 1):
             if index == self.spec.cut and index:  # stored in half precision, it trains in the tail's own
-                activation = activation.to(self.normalise.mean.dtype)  # type: ignore[union-attr]
+                assert activation is not None
+                activation = activation.to(self.normalise.mean.dtype)
+                if activation.ndim == 4:  # kernels are chosen by memory format, which a store does not keep
+                    activation = activation.contiguous(memory_format=torch.channels_last)
             activation = self.stages[index](activation)
             if index in self.taps:
                 pooled.append(self.backbone.pool(activation))
         return torch.cat([part.float() for part in pooled], dim=1)
+
+    def _frozen(self, pixels: Tensor) -> Activations:
+        if not (torch._C._get_tracing_state() or torch.compiler.is_exporting()):
+            return self.prefix()(pixels)
+        pooled = []  # an exported program has the stages as they are, for batches of any size
+        activation = self.normalise(pixels)
+        for index in range(min(self.spec.cut, self.taps[-1] + 1)):
+            activation = self.stages[index](activation)
+            if index in self.taps:
+                pooled.append(self.backbone.pool(activation).float())
+        return Activations(activation, tuple(pooled))
 
     def forward(self, inputs: Tensor | Activations) -> Tensor:
         """Return class scores, float (N, C), for what `features` takes."""

@@ -35,6 +35,7 @@ class TrainedModel:
     ) -> TrainedModel:
         """Return a trained network with what its backbone knows of its input."""
         preprocessing = backbone.preprocessing
+        network.renew_prefix()
         return cls(network.eval(), classes, backbone.name, backbone.weights, backbone.layout, preprocessing, max_pixels)
 
     def logits(self, inputs: Tensor | Activations, device: torch.device | None = None) -> Tensor:
