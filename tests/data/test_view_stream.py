@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import collections
+import multiprocessing
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -17,6 +20,7 @@ from toolkit.data.manifest import Manifest
 from toolkit.data.scan import scan
 from toolkit.data.view_stream import stream_views
 from toolkit.data.views import AUGMENTATIONS, source_of, source_px
+from toolkit.errors import ToolkitError
 
 STANDARD = AUGMENTATIONS["standard"]
 BATCHES = [[(3, (0, 1, 5))], [(0, (2,)), (9, (0,))], [], [(3, (7, 0))], [(11, (0, 1)), (4, (300,)), (5, (0,))]]
@@ -91,6 +95,17 @@ def test_batches_are_asked_for_as_they_are_needed(manifest):
 def test_images_that_are_too_large_fail(manifest):
     (views,) = streamed(manifest, [[(0, (0,))]], max_pixels=100)
     assert "max_pixels" in views.failures[0][1]
+
+
+def test_a_lost_process_ends_in_one_line(manifest):
+    batches = [[(row % 12, (0,))] for row in range(200)]
+    before = multiprocessing.active_children()
+    stream = stream_views(manifest, batches, SMALL, STANDARD, seed=0, workers=1, max_pixels=10**6)
+    next(stream)
+    (worker,) = [process for process in multiprocessing.active_children() if process not in before]
+    os.kill(worker.pid, signal.SIGKILL)
+    with pytest.raises(ToolkitError, match="a decoding process was lost"):
+        list(stream)
 
 
 def test_the_random_state_is_not_touched(manifest):

@@ -17,7 +17,8 @@ from tests.features.small import assert_same, everything, fetch, files_below, ph
 from tests.training.tiny import tiny_backbone
 from toolkit.data.manifest import Manifest
 from toolkit.errors import ArtifactError
-from toolkit.features import passes, shard, store
+from toolkit.features import passes, store
+from toolkit.features import shard as shard_module
 from toolkit.features.request import Request
 from toolkit.features.shard import BrokenShardError, Shard, write_shard
 
@@ -272,7 +273,7 @@ def test_memory_that_is_short_is_not_taken_for_damage(cache, filled, manifest, r
         raise RuntimeError("unable to mmap 5 bytes from file </a>: Cannot allocate memory (12)")
 
     with monkeypatch.context() as patched:
-        patched.setattr(shard, "safe_open", short)
+        patched.setattr(shard_module, "safe_open", short)
         with pytest.raises(ArtifactError, match="cannot be mapped into memory"):
             fetch(cache, request_, manifest)
     assert files_below(cache) == files_below(filled)

@@ -246,6 +246,18 @@ def test_missing_bytes_are_what_a_fetch_writes(cache, manifest):
     assert store.missing_bytes(replace(wanted, views=4), manifest) == (10 * 1 + 2 * 4) * wanted.bytes_per_view
 
 
+def test_an_empty_cache_is_filled_in_one_reading(cache, manifest, monkeypatch):
+    """Nothing can be found in it: files are hashed as they are decoded, and known from then on."""
+    monkeypatch.setattr(contents, "SETTLED_AFTER_NS", -1)
+    with monkeypatch.context() as patched:
+        patched.setattr(Contents, "digests", None)
+        fetch(cache, request(), manifest)
+    with monkeypatch.context() as patched:
+        patched.setattr(Contents, "_digest", None)
+        assert fetch(cache, request(), manifest).n_computed == 0
+        assert fetch(cache, request(seed=1), manifest).n_computed == 24
+
+
 def test_few_missing_images_share_forward_passes(cache, manifest, monkeypatch):
     """One image in each of many shards: not a padded pass for every one of them."""
     monkeypatch.setattr(passes, "SHARD_IMAGES", 2)

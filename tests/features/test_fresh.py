@@ -295,6 +295,14 @@ def test_weights_that_change_in_memory_are_other_weights(tmp_path, images, chang
     assert not torch.equal(everything(before)["stage.2"], everything(after)["stage.2"])
 
 
+def test_a_request_made_from_another_has_weights_of_its_own(tmp_path, images):
+    one = Request(tiny_backbone(0), (3,))
+    fetch(tmp_path / "cache", one, scan(images))
+    other = replace(one, backbone=tiny_backbone(1))
+    warm = fetch(tmp_path / "cache", other, scan(images))
+    assert_same(everything(warm), everything(fetch(tmp_path / "cold", Request(tiny_backbone(1), (3,)), scan(images))))
+
+
 def test_a_copied_folder_is_hashed_and_then_found(tmp_path, images):
     request = Request(tiny_backbone(), views=2)
     fetch(tmp_path / "cache", request, scan(images))

@@ -103,6 +103,6 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path):
         assert answer.returncode == 0, answer.stderr
         found[n] = json.loads(answer.stdout)
     stored = many * views * 4 * (8 * 8 * 8 + 8) / 2**20
-    assert stored > 90, "what is stored is more than what may be kept in memory"
+    assert stored > 90, "far more than what may be kept in memory"
     for few_mb, many_mb in zip(found[few], found[many], strict=True):
-        assert many_mb < few_mb + 10, found
+        assert many_mb < few_mb + 20, found  # what the allocator keeps differs from run to run

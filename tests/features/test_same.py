@@ -76,6 +76,18 @@ def test_nor_do_threads_matter(tmp_path, manifest, name):
         torch.set_num_threads(1)
 
 
+@pytest.mark.slow
+def test_a_cache_filled_by_another_number_of_threads_gives_what_an_empty_one_gives(tmp_path, manifest):
+    """Matrix products are shared out by the number of threads, and summed up accordingly."""
+    request = Request(family("vit_b_32"), (3, 5))
+    fetch(tmp_path, request, manifest, range(3))
+    torch.set_num_threads(2)
+    try:
+        assert_same(everything(fetch(tmp_path, request, manifest, range(3))), live(request, manifest, range(3)))
+    finally:
+        torch.set_num_threads(1)
+
+
 @pytest.mark.parametrize(
     "name, dtype", [("tiny", torch.bfloat16), ("tiny", torch.float16), (FAST[1], torch.bfloat16)], ids=str
 )

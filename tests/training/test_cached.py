@@ -91,8 +91,11 @@ def train(
 
 
 def batches(data: ImageFolderData, loader: ResumableLoader) -> Any:
+    """Yield what a Trainer would hand to the module, but for batches whose files all failed."""
     for batch in loader:
-        yield data.on_before_batch_transfer(batch, 0)
+        inputs, labels = data.on_before_batch_transfer(batch, 0)
+        if len(labels):
+            yield inputs, labels
 
 
 def check(
@@ -201,6 +204,23 @@ def test_after_files_were_added(tmp_path):
     for number in range(3):
         photo(5, number, seed=9).save(folder / "dog" / f"0{number}a.jpg")
     check(tmp_path, folder, tiny_backbone, "taps on both sides", "adamw")
+
+
+def test_files_that_fail_are_left_out_alike(tmp_path):
+    folder = make_photos(tmp_path / "photos", COUNTS)
+    for path in sorted(folder.rglob("*.jpg"))[1::6]:
+        path.write_bytes(path.read_bytes()[:-200])  # its header is good
+    outcomes = []
+    for cached in (False, True):
+        backbone = tiny_backbone()
+        data = data_of(folder, backbone)
+        if cached:
+            data.stored = stored_views(tmp_path / "cache", data, backbone, "tail alone")
+        outcomes.append((train(TransferModule(backbone, 3, cut=3, taps=(3,)), data, "sgd"), data.failures))
+    (from_files, failed), (from_store, failed_in_store) = outcomes
+    assert failed == failed_in_store and len(failed) == 4
+    assert from_files[0] == from_store[0]
+    assert_equal(from_files[1], from_store[1])
 
 
 def test_scores_of_stored_views_are_those_of_pixels(tmp_path, pictures):

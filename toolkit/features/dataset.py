@@ -25,6 +25,7 @@ class StoredViews(Dataset[Key]):
         self.labels = manifest.labels
         self.costly = any(part.request.source for part in parts)  # views are cut from sources
         self.parts = tuple(parts)
+        self._failures = dict(failure for part in self.parts for failure in part.failures)
         self._part = np.full(len(manifest), -1, np.int64)
         self._position = np.zeros(len(manifest), np.int64)
         for number, part in enumerate(self.parts):
@@ -38,8 +39,11 @@ class StoredViews(Dataset[Key]):
         return key
 
     def collate(self, keys: Sequence[Key]) -> Batch:
-        """Return the Batch of rows that are all of one part and of one view."""
-        rows = np.array([row for row, _ in keys], np.int64)
-        part = self.parts[self._part[rows[0]]]
+        """Return the Batch of rows of one part and of one view; those that could not be read are left out."""
+        asked = np.array([row for row, _ in keys], np.int64)
+        known = self._part[asked] >= 0
+        failures = tuple((row, self._failures.get(row, "not stored")) for row in asked[~known].tolist())
+        rows = asked[known]
+        part = self.parts[self._part[rows[0]] if len(rows) else 0]
         inputs = part.inputs(self._position[rows], keys[0][1])
-        return Batch(inputs, torch.from_numpy(self.labels[rows]), torch.from_numpy(rows), ())
+        return Batch(inputs, torch.from_numpy(self.labels[rows]), torch.from_numpy(rows), failures)

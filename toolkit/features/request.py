@@ -34,8 +34,8 @@ class Request:
     cut: the stage whose input is wanted; 0 wants the views' pixels themselves (then there are no taps), None pooled
     outputs alone. taps: stages to pool. views: V ≥ 1; view 0 is the clean one. seed: of the others. dtype: float32,
     bfloat16 or float16, of the forward and of what is stored at the cut (pooled features are float32). source: with cut
-    0, the reduced image instead, from which any view is cut without decoding; `views` then is 1. identity: of the
-    backbone's weights, taken when the Request is made.
+    0, the reduced image instead, from which any view is cut without decoding; `views` then is 1. weights: the backbone
+    and the identity that it had when the Request was made; taken here, and again where another backbone is put in.
     """
 
     backbone: Backbone
@@ -47,7 +47,7 @@ class Request:
     dtype: torch.dtype = torch.float32
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     source: bool = False
-    identity: str = ""
+    weights: tuple[Backbone, str] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         n = len(self.backbone)
@@ -61,8 +61,13 @@ class Request:
             raise SettingError("taps: none expected with cut 0, whose pixels have met no stage")
         if self.taps or self.cut is None:
             object.__setattr__(self, "taps", check_taps(self.taps or None, n))
-        if not self.identity and self.cut != 0:
-            object.__setattr__(self, "identity", identity_of(self.backbone))
+        if self.cut != 0 and (self.weights is None or self.weights[0] is not self.backbone):
+            object.__setattr__(self, "weights", (self.backbone, identity_of(self.backbone)))
+
+    @property
+    def identity(self) -> str:
+        """Digest of the backbone as it was when the Request was made; "" for pixels, which have met none."""
+        return "" if self.weights is None else self.weights[1]
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:

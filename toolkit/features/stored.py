@@ -106,4 +106,5 @@ class Stored:
             )
             for source, (width, height), position in zip(sources, sizes, positions, strict=True)
         ]
-        return torch.from_numpy(np.stack(views))
+        side = self.request.backbone.preprocessing.crop_px
+        return torch.from_numpy(np.stack(views) if views else np.empty((0, 3, side, side), np.uint8))
