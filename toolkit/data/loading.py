@@ -186,8 +186,9 @@ def next_batch(batches: Iterator[_T]) -> _T | None:
     """Return the next batch, None at the end; ToolkitError where the processes that decode are lost."""
     try:
         return next(batches, None)
-    except RuntimeError as error:
-        if not any(sign in str(error) for sign in ("exited unexpectedly", "killed by signal", "timed out")):
+    except (RuntimeError, ConnectionError) as error:  # ConnectionError: it died while it handed over a batch
+        signs = ("exited unexpectedly", "killed by signal", "timed out")
+        if isinstance(error, RuntimeError) and not any(sign in str(error) for sign in signs):
             raise
         raise ToolkitError(
             "a decoding process was lost (killed, or out of memory or of space in /dev/shm); run again with --workers 0"
