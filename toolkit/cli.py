@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import Any
 
-from toolkit.errors import Interrupted, ToolkitError, unknown_name
+from toolkit.errors import LOST_WORKER, Interrupted, ToolkitError, unknown_name
 from toolkit.flags import NotUnderstoodError, Verb, parse
 
 OVERVIEW = """\
@@ -99,7 +99,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OSError, MemoryError, RuntimeError) as error:
         if debug or not _can_be_mended(error):
             raise
-        print(f"error: {' '.join(str(error).split()) or 'out of memory'}", file=sys.stderr)
+        text = LOST_WORKER if "DataLoader worker" in str(error) else " ".join(str(error).split()) or "out of memory"
+        print(f"error: {text}", file=sys.stderr)
         return 1
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -159,4 +160,5 @@ def _can_be_mended(error: BaseException) -> bool:
         or "out of memory" in text
         or "no space left" in text
         or "home directory" in text
+        or "dataloader worker" in text  # torch hears of its death, and raises, wherever the program then is
     )

@@ -6,6 +6,11 @@ import difflib
 from collections.abc import Iterable
 
 
+LOST_WORKER = (
+    "a decoding process was lost (killed, or out of memory or of space in /dev/shm); run again with --workers 0"
+)
+
+
 class ToolkitError(Exception):
     """Something a person can mend; its text is one complete line, shown without a traceback."""
 

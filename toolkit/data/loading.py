@@ -18,7 +18,7 @@ from toolkit.data.decode import UnreadableImage, read_image
 from toolkit.data.manifest import Manifest
 from toolkit.data.preprocessing import Preprocessing
 from toolkit.data.views import Augmentation, source_of, view, view_of_source
-from toolkit.errors import ToolkitError
+from toolkit.errors import LOST_WORKER, ToolkitError
 
 Failure = tuple[int, str]
 
@@ -185,14 +185,20 @@ _T = TypeVar("_T")
 def next_batch(batches: Iterator[_T]) -> _T | None:
     """Return the next batch, None at the end; ToolkitError where the processes that decode are lost."""
     try:
-        return next(batches, None)
-    except (RuntimeError, ConnectionError) as error:  # ConnectionError: it died while it handed over a batch
-        signs = ("exited unexpectedly", "killed by signal", "timed out")
-        if isinstance(error, RuntimeError) and not any(sign in str(error) for sign in signs):
+        try:
+            return next(batches, None)
+        except ConnectionError as error:  # it died while it handed over a batch
+            raise ToolkitError(LOST_WORKER) from error
+    except RuntimeError as error:  # torch raises it when it hears of the death, which may be in the lines above
+        if not is_lost_worker(error):
             raise
-        raise ToolkitError(
-            "a decoding process was lost (killed, or out of memory or of space in /dev/shm); run again with --workers 0"
-        ) from error
+        raise ToolkitError(LOST_WORKER) from error
+
+
+def is_lost_worker(error: RuntimeError) -> bool:
+    """Return whether torch says that a decoding process has died; it may say so wherever the program then is."""
+    text = str(error)
+    return any(sign in text for sign in ("exited unexpectedly", "is killed by signal", "DataLoader timed out"))
 
 
 def leave_signals(worker: int) -> None:

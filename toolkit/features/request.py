@@ -179,7 +179,10 @@ def _channels(shape: tuple[int, ...], layout: str) -> int:
 
 
 def _device_name(device: torch.device) -> str:
-    """Return what chooses the kernels: the CPU's instruction set, or the GPU's name."""
+    """Return what chooses the kernels: the GPU's name, or the CPU's instruction set and the number of threads.
+
+    Threads share out the sums of a matrix product, so that their number decides the last bits.
+    """
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{device.type} {torch.backends.cpu.get_cpu_capability()}"
+    return f"{device.type} {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
