@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-
 LOST_WORKER = (
     "a decoding process was lost (killed, or out of memory or of space in /dev/shm); run again with --workers 0"
 )

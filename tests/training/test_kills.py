@@ -125,7 +125,7 @@ MOMENTS: dict[int, list[str | tuple[str, ...]]] = {
 def test_killed_again_and_again(work, tmp_path, workers):
     chance = random.Random(workers)
     out = tmp_path / "run"
-    words = [*work.command(out, workers), "--cache_dir", str(tmp_path / "cache")]  # the undisturbed run filled the other
+    words = [*work.command(out, workers), "--cache_dir", str(tmp_path / "cache")]  # its own: it shall extract, too
     killed_in_epoch = 0
     for marker in MOMENTS[workers]:
         process = work.start(words)
