@@ -278,3 +278,13 @@ def test_copies_are_of_this_moment():
         stage[0].weight.zero_()
     assert torch.equal(outputs(folded, sample())[-1], before)
     assert not torch.equal(outputs(copy.deepcopy([stage]), sample())[-1], before)
+
+
+def test_autocast_around_it_changes_nothing():
+    """As a Trainer's step of mixed precision makes a prefix."""
+    backbone = family("mobilenet_v3_small")
+    size = SIZES["mobilenet_v3_small"]
+    expected = frozen_copies(backbone.stages, sample(size)).state_dict()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = frozen_copies(backbone.stages, sample(size)).state_dict()
+    assert all(torch.equal(expected[name], found[name]) for name in expected) and expected.keys() == found.keys()

@@ -30,7 +30,7 @@ def frozen_copies(stages: Sequence[nn.Module], sample: Tensor) -> nn.ModuleList:
     does not depend on the device that the originals are on.
     """
     plain = plain_copies(stages).cpu()
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast("cpu", enabled=False):  # it may be called in a step of mixed precision
         pairs, activations = _pairs(plain, sample.cpu())
         if not any(pairs):
             return plain
