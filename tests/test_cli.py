@@ -24,7 +24,7 @@ from toolkit.errors import Interrupted
 from toolkit.options import Options
 
 HEAVY = ("torch", "torchvision", "lightning", "numpy", "PIL", "timm", "sklearn", "torchmetrics", "safetensors", "rich")
-PYTHON_OF = {"plan": "plan_transfer", "features": "extract_features"}
+PYTHON_OF = {"plan": "plan_transfer", "features": "extract_features", "baseline": "train_baseline"}
 
 
 def signature(verb: str) -> dict[str, Any]:

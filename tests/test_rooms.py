@@ -14,8 +14,21 @@ PACKAGE = Path(toolkit.__file__).parent
 # Each may import itself and what stands before it. options stands behind plan and the backbones' names: it says what
 # a person can set in their words, and only planning, tasks and the command line read it.
 ROOMS = ["errors", "storage", "progress", "hardware", "scores", "data", "backbones", "features", "heads", "plan"]
-ROOMS += ["options", "training", "planning", "reference", "evaluation", "artifacts", "tasks"]
-ROOMS += ["help_text", "flags", "cli", "__init__", "__main__"]
+ROOMS += [
+    "options",
+    "training",
+    "planning",
+    "reference",
+    "experiments",
+    "baselines",
+    "evaluation",
+    "artifacts",
+    "tasks",
+    "help_text",
+    "flags",
+    "cli",
+]
+ROOMS += ["__init__", "__main__"]
 FILES = sorted(PACKAGE.rglob("*.py"))
 MAX_FILE_LINES, MAX_BODY_LINES = 300, 60
 

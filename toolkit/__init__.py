@@ -16,12 +16,14 @@ if TYPE_CHECKING:
     from toolkit.data.preprocessing import Preprocessing
     from toolkit.errors import ToolkitError
     from toolkit.plan import FreezeSpec, StageRule, TransferPlan
+    from toolkit.tasks.baseline import train_baseline
     from toolkit.tasks.cache import cache
     from toolkit.tasks.classifier import ImageClassifier
     from toolkit.tasks.evaluate import evaluate
     from toolkit.tasks.extractor import FeatureExtractor
     from toolkit.tasks.features import extract_features
     from toolkit.tasks.finetune import finetune
+    from toolkit.tasks.notes import notes
     from toolkit.tasks.plan import plan_transfer
     from toolkit.tasks.predict import predict
     from toolkit.training.module import TransferModule
@@ -46,9 +48,11 @@ _HOMES = {
     "extract_features": "tasks.features",
     "finetune": "tasks.finetune",
     "load_model": "artifacts.model_folder",
+    "notes": "tasks.notes",
     "plan_transfer": "tasks.plan",
     "predict": "tasks.predict",
     "save_model": "artifacts.model_folder",
+    "train_baseline": "tasks.baseline",
 }
 
 __all__ = [
@@ -70,9 +74,11 @@ __all__ = [
     "extract_features",
     "finetune",
     "load_model",
+    "notes",
     "plan_transfer",
     "predict",
     "save_model",
+    "train_baseline",
 ]
 
 

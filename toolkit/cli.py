@@ -39,6 +39,8 @@ Verbs:
   evaluate   score a saved model on labelled photos
   predict    label photos with a saved model
   features   write features of photos to a file
+  baseline   train a plain net, a linear classifier or nearest neighbours
+  notes      try out what the lecture notes claim: numbers and a picture
   backbones  list the networks
   cache      what the cache of features holds; --limit SIZE makes it smaller
 """
@@ -55,6 +57,12 @@ VERBS = {
     "evaluate": Verb("toolkit.tasks.evaluate:evaluate", ("model", "data"), ("split", "out"), as_json=True),
     "predict": Verb("toolkit.tasks.predict:predict", ("model", "paths")),
     "features": Verb("toolkit.tasks.features:extract_features", ("data",), ("out", "backbone", "taps", "image_size")),
+    "baseline": Verb(
+        "toolkit.tasks.baseline:train_baseline",
+        ("data",),
+        ("out", "model", "on", "epochs", "seed", "resume"),
+    ),
+    "notes": Verb("toolkit.tasks.notes:notes", ("name",), ("out", "seed"), as_json=True),
     "backbones": Verb("toolkit.tasks.backbones:backbones"),
     "cache": Verb("toolkit.tasks.cache:cache", (), ("limit", "cache_dir"), as_json=True),
 }

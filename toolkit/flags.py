@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
 # Return types name classes whose modules import torch; as annotations of flags they are never looked at.
-_NO_TORCH: dict[str, Any] = dict.fromkeys(("CacheReport", "Run", "TransferPlan"), object)
+_NO_TORCH: dict[str, Any] = dict.fromkeys(("BaselineRun", "NotesReport", "CacheReport", "Run", "TransferPlan"), object)
 
 
 @dataclass(frozen=True)

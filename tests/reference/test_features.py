@@ -131,7 +131,7 @@ def test_under_another_light_gradients_serve_neighbours_better_than_pixels():
     for name, rows in (("pixels", images.flatten(1)), ("hog", oriented_gradients(images, cell_px=4))):
         model = NearestNeighbors(3, "l2").fit(rows[:1200], truth[:1200])
         accuracy[name] = (model.predict(rows[1200:]) == truth[1200:]).double().mean().item()
-    assert accuracy["hog"] > accuracy["pixels"] + 0.1
+    assert accuracy["hog"] > accuracy["pixels"] + 0.05
 
 
 @pytest.mark.parametrize(

@@ -207,6 +207,7 @@ def test_what_does_not_fit_is_refused():
         ({"init": "best"}, "expected init to be one of .*, got 'best'"),
         ({"activation": "maxout", "batchnorm": True}, "expected batchnorm=False with activation='maxout'"),
         ({"keep_prob": 0.0}, "expected 0 < keep_prob ≤ 1, got 0.0"),
+        ({"sizes": (3, 2), "keep_prob": 0.0}, "expected 0 < keep_prob ≤ 1, got 0.0"),
         ({"keep_prob": 1.5}, "expected 0 < keep_prob ≤ 1, got 1.5"),
         ({"keep_prob": math.nan}, "expected 0 < keep_prob ≤ 1, got nan"),
     ):

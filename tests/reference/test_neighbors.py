@@ -117,6 +117,22 @@ def test_the_largest_distance_of_wide_rows_does_not_overflow():
     assert near.tolist() == [[0.0, 25_500.0]] * 2
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_two_threads_find_what_one_finds_and_torchs_threads_stay(dtype, monkeypatch):
+    monkeypatch.setattr(neighbors, "TRAIN_ROWS", 50)
+    x = torch.randint(0, 4, (300, 9), generator=torch.Generator().manual_seed(0)).to(dtype)
+    model = NearestNeighbors(3, "l1").fit(x, torch.arange(300))
+    alone = model.neighbors(x)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        together = model.neighbors(x)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(one, other) for one, other in zip(alone, together, strict=True))
+
+
 def test_votes():
     labels = torch.tensor([[2, 0, 0, 2], [2, 0, 0, 2], [2, 1, 0, 0], [5, 5, 1, 1], [9, 7, 3, 1]])
     distances = torch.tensor([[1.0, 2, 3, 4], [1, 1, 2, 2], [0, 1, 2, 3], [1, 2, 3, torch.inf], [3, 3, 3, 3]])

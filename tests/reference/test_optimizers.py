@@ -249,7 +249,7 @@ def descend(optimizer, parameters, function, n):
         return loss
 
     for _ in range(n):
-        losses.append(float(optimizer.step(closure)))
+        losses.append(float(torch.as_tensor(optimizer.step(closure)).detach()))
     return losses
 
 

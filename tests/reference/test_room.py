@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import doctest
 import importlib
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,6 @@ import toolkit.reference
 
 FOLDER = Path(toolkit.reference.__file__).parent
 FILES = sorted(file for file in FOLDER.glob("*.py") if file.name != "__init__.py")
-ALLOWED = {"__future__", "collections.abc", "dataclasses", "itertools", "math", "types", "typing"}
 TORCH = {"torch": {"Tensor", "nn"}, "torch.optim": {"Optimizer"}, "torch.utils.hooks": {"RemovableHandle"}}
 CONTAINERS = {"Module", "ModuleList", "Parameter", "Sequential"}
 SHORTCUTS = {
@@ -35,10 +35,11 @@ def test_it_is_written_out(file):
     tree = ast.parse(file.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            assert {alias.name for alias in node.names} <= {*ALLOWED, "torch"}
+            assert {alias.name for alias in node.names} <= {*sys.stdlib_module_names, "torch"}
         elif isinstance(node, ast.ImportFrom):
             module = str(node.module)
-            assert module in {*ALLOWED, *TORCH} or module.startswith("toolkit.reference."), module
+            standard = module.split(".")[0] in {"__future__", *sys.stdlib_module_names}
+            assert standard or module in TORCH or module.startswith("toolkit.reference."), module
             assert module not in TORCH or {alias.name for alias in node.names} <= TORCH[module], module
         elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             assert node.value.id != "nn" or node.attr in CONTAINERS, f"nn.{node.attr}"

@@ -18,6 +18,10 @@ from torch import Tensor, nn
 
 from toolkit.backbones.backbone import Backbone
 from toolkit.backbones.catalog import build_backbone
+from toolkit.baselines.model import BaselineModel, BaselineNetwork, described, rebuilt
+from toolkit.baselines.neighbours import Neighbours
+from toolkit.baselines.net import CentredNet
+from toolkit.baselines.reading import Reading
 from toolkit.data.decode import DECODING_POLICY
 from toolkit.data.preprocessing import Preprocessing
 from toolkit.errors import ArtifactError, ToolkitError
@@ -29,27 +33,25 @@ from toolkit.training.network import TransferNetwork
 from toolkit.training.trained import TrainedModel
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
+BASELINE = "baseline"  # the kind of a model; others have none
+Model = TrainedModel | BaselineModel
 FORMAT = 1
 GOLDEN_IMAGES = 2
 GOLDEN_TOLERANCE = 1e-3  # of the largest score: other CPUs and library versions add up in another order
 PACKAGES = ("torch", "torchvision", "timm", "pillow", "numpy", "transfer-toolkit")
 
 
-def save_model(model: TrainedModel, folder: str | os.PathLike[str]) -> None:
+def save_model(model: Model, folder: str | os.PathLike[str]) -> None:
     """Write the model folder; the description comes last, so a folder with one is complete."""
     folder = Path(folder)
-    head = _described_head(model.network.head)
+    described_network = _described(model)
     tensors = {key: value.detach().cpu().contiguous() for key, value in model.network.state_dict().items()}
     content = save(tensors)
     publish_bytes(folder / WEIGHTS, content)
-    rules = model.network.spec.rules
     description: dict[str, Any] = {
         "format": FORMAT,
         "classes": list(model.classes),
-        "backbone": {"name": model.backbone, "weights": model.weights, "layout": model.layout},
-        "stages": [{"trainable": rule.trainable, "multiplier": rule.multiplier} for rule in rules],
-        "taps": list(model.network.taps),
-        "head": head,
+        **described_network,
         "preprocessing": model.preprocessing.to_dict(),
         "decoding": {**DECODING_POLICY, "max_pixels": model.max_pixels},
         "versions": {name: _version(name) for name in PACKAGES},
@@ -59,19 +61,39 @@ def save_model(model: TrainedModel, folder: str | os.PathLike[str]) -> None:
     publish_json(folder / DESCRIPTION, {**description, "description_sha256": description_sha256(description)})
 
 
+def _described(model: Model) -> dict[str, Any]:
+    """Return what rebuilds a network before its tensors are loaded."""
+    if isinstance(model, BaselineModel):
+        reading = model.network.reading
+        read = {"on": reading.on, "channels": reading.channels}
+        return {"kind": BASELINE, "reading": read, "body": described(model.network.body)}
+    rules = model.network.spec.rules
+    return {
+        **({"kind": BASELINE} if isinstance(model.network.head, (CentredNet, Neighbours)) else {}),
+        "backbone": {"name": model.backbone, "weights": model.weights, "layout": model.layout},
+        "stages": [{"trainable": rule.trainable, "multiplier": rule.multiplier} for rule in rules],
+        "taps": list(model.network.taps),
+        "head": _described_head(model.network.head),
+    }
+
+
 def _described_head(head: nn.Module) -> dict[str, Any]:
     """Return what rebuilds a head before its tensors are loaded."""
     if isinstance(head, LinearHead):
         return {"kind": "linear", "widths": list(head.widths)}
     if isinstance(head, NeighbourVotes):
         return {"kind": "neighbours", "widths": list(head.widths), "references": len(head.references)}
+    if isinstance(head, (CentredNet, Neighbours)):
+        return {"kind": BASELINE, "body": described(head)}
     raise ArtifactError(f"only the toolkit's own heads can be saved, this model has a {type(head).__name__}")
 
 
-def _rebuilt_head(described: dict[str, Any], n_classes: int) -> nn.Module:
-    if described["kind"] == "neighbours":
-        return NeighbourVotes(described["widths"], n_classes, int(described["references"]))
-    return LinearHead(described["widths"], n_classes)
+def _rebuilt_head(values: dict[str, Any], n_classes: int) -> nn.Module:
+    if values["kind"] == BASELINE:
+        return rebuilt(values["body"], n_classes)
+    if values["kind"] == "neighbours":
+        return NeighbourVotes(values["widths"], n_classes, int(values["references"]))
+    return LinearHead(values["widths"], n_classes)
 
 
 def description_sha256(description: dict[str, Any]) -> str:
@@ -80,7 +102,7 @@ def description_sha256(description: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
-def load_model(path: str | os.PathLike[str], *, stages: Sequence[nn.Module] | None = None) -> TrainedModel:
+def load_model(path: str | os.PathLike[str], *, stages: Sequence[nn.Module] | None = None) -> Model:
     """Return the model of a run folder or model folder, verified.
 
     stages: the modules of a user's own backbone, which has no name to be built from. Checks the digests of both
@@ -120,12 +142,19 @@ def _model_folder(path: Path) -> Path:
     raise ArtifactError(f"{path} holds no finished model (there is no {DESCRIPTION} in it or in its model/)")
 
 
-def _rebuild(description: dict[str, Any], stages: Sequence[nn.Module] | None) -> TrainedModel:
+def _rebuild(description: dict[str, Any], stages: Sequence[nn.Module] | None) -> Model:
     """Build the network that a description speaks of, its weights still random."""
     policy = {key: value for key, value in description["decoding"].items() if key != "max_pixels"}
     if policy != DECODING_POLICY:
         raise ArtifactError("this model was trained on images decoded in another way than this version's; train again")
     preprocessing = Preprocessing.from_dict(description["preprocessing"])
+    classes = tuple(description["classes"])
+    max_pixels = int(description["decoding"]["max_pixels"])
+    if "reading" in description:
+        read = description["reading"]
+        reading = Reading(read["on"], int(read["channels"]), preprocessing.crop_px)
+        baseline = BaselineNetwork(reading, rebuilt(description["body"], len(classes)))
+        return BaselineModel(baseline, classes, preprocessing, max_pixels)
     named = description["backbone"]
     if stages is not None:
         backbone = Backbone(named["name"], tuple(stages), preprocessing, named["layout"])
@@ -134,15 +163,13 @@ def _rebuild(description: dict[str, Any], stages: Sequence[nn.Module] | None) ->
     else:
         built = build_backbone(named["name"], pretrained=False, image_size_px=preprocessing.crop_px)
         backbone = replace(built, preprocessing=preprocessing)
-    classes = tuple(description["classes"])
     rules = tuple(StageRule(bool(rule["trainable"]), float(rule["multiplier"])) for rule in description["stages"])
     head = _rebuilt_head(description["head"], len(classes))
     network = TransferNetwork(backbone, head, FreezeSpec(rules), taps=description["taps"])
-    max_pixels = int(description["decoding"]["max_pixels"])
     return TrainedModel(network, classes, named["name"], named["weights"], named["layout"], preprocessing, max_pixels)
 
 
-def _load_weights(network: TransferNetwork, file: Path, sha256: str) -> None:
+def _load_weights(network: nn.Module, file: Path, sha256: str) -> None:
     try:
         if file_sha256(file) != sha256:
             raise ArtifactError(
@@ -165,11 +192,11 @@ def _golden_pixels(size_px: int) -> Tensor:
     return torch.stack([slope, chequers]).to(torch.uint8)
 
 
-def _golden_logits(model: TrainedModel) -> Tensor:
+def _golden_logits(model: Model) -> Tensor:
     return model.logits(_golden_pixels(model.preprocessing.crop_px))
 
 
-def _check_golden(model: TrainedModel, expected: Tensor, folder: Path, versions: dict[str, str]) -> None:
+def _check_golden(model: Model, expected: Tensor, folder: Path, versions: dict[str, str]) -> None:
     found = _golden_logits(model)
     scale = max(1.0, float(expected.abs().max())) if expected.numel() else 1.0
     if found.shape != expected.shape or not torch.allclose(found, expected, rtol=0, atol=GOLDEN_TOLERANCE * scale):

@@ -12,7 +12,7 @@ import torch
 from toolkit.data.loading import clean_batches
 from toolkit.data.manifest import UNASSIGNED, UNLABELLED, Manifest
 from toolkit.features.prefix import CHUNK
-from toolkit.training.trained import TrainedModel
+from toolkit.training.trained import Predictor
 
 TOP = 5
 
@@ -25,7 +25,7 @@ def loose_files(paths: Sequence[str | Path]) -> Manifest:
 
 
 def predict_paths(
-    model: TrainedModel, paths: Sequence[str | Path], *, device: torch.device, workers: int
+    model: Predictor, paths: Sequence[str | Path], *, device: torch.device, workers: int
 ) -> Iterator[dict[str, Any]]:
     """Yield a record a path, in order: path, label, probability and top (at most 5), or path and error.
 

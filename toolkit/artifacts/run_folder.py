@@ -148,7 +148,8 @@ class RunFolder:
     def _is_run(self) -> bool:
         """Return whether `config.yaml` is one that a run wrote."""
         try:
-            return {"data", "out", "strategy", "seed"} <= set(self.config())
+            keys = set(self.config())
+            return {"data", "out", "seed"} <= keys and not keys.isdisjoint(("strategy", "model"))
         except ArtifactError:
             return False
 

@@ -18,7 +18,13 @@ from toolkit.data.views import AUGMENTATIONS, augmentation
 from toolkit.errors import ArtifactError
 
 
-class ImageFolderData(LightningDataModule):
+class ManifestData(LightningDataModule):
+    """A LightningDataModule of a split Manifest: what `toolkit.training.fit` trains on."""
+
+    manifest: Manifest
+
+
+class ImageFolderData(ManifestData):
     """Batches of (pixels uint8 (B, 3, S, S), labels int64 (B,)) from a folder, a CSV or a Manifest.
 
     The order and the views of epoch e are pure functions of (seed, e): a run resumed in mid-epoch goes on with the

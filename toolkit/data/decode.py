@@ -99,12 +99,12 @@ def read_image(path: str | os.PathLike[str], max_pixels: int = DEFAULT_MAX_PIXEL
     return digest(content), decode(content, max_pixels)
 
 
-def probe_image(path: str | os.PathLike[str], max_pixels: int = DEFAULT_MAX_PIXELS) -> None:
-    """Read a file's header only; raises UnreadableImage if its format or size already rule it out."""
+def probe_image(path: str | os.PathLike[str], max_pixels: int = DEFAULT_MAX_PIXELS) -> tuple[int, int]:
+    """Return width and height by a file's header; raises UnreadableImage if its format or size already rule it out."""
     try:
         _check_file(path, max_pixels)
         with open(path, "rb") as file:
-            _open(file, max_pixels)
+            return _open(file, max_pixels).size
     except UnreadableImage:
         raise
     except Exception as error:

@@ -35,6 +35,7 @@ class Manifest:
     splits: int8 (N,), TRAIN, VAL, TEST, or UNASSIGNED where the folder does not say.
     quarantined: image files that could not be used. n_skipped: hidden files and files that are no images.
     remarks: sentences for the person (a class with a single image, say).
+    size: width and height of all images, by their headers; None where they differ, or nobody looked.
     """
 
     root: Path
@@ -45,6 +46,7 @@ class Manifest:
     quarantined: tuple[Quarantined, ...] = ()
     n_skipped: int = 0
     remarks: tuple[str, ...] = field(default=())
+    size: tuple[int, int] | None = None
 
     def __len__(self) -> int:
         return len(self.paths)

@@ -86,18 +86,21 @@ class _Found:
     quarantined: list[Quarantined] = field(default_factory=list)
     n_skipped: int = 0
     remarks: list[str] = field(default_factory=list)
+    sizes: set[tuple[int, int]] = field(default_factory=set)
 
     def add_image(self, path: str, name: str | None, split: int) -> None:
         """Add a file that claims to be an image, as a row or as quarantined."""
         try:
             path.encode("utf-8")
-            probe_image(self.root / path, self.max_pixels)
+            size = probe_image(self.root / path, self.max_pixels)
         except UnicodeEncodeError:  # such a name could not be written to any result file
             self.quarantine(path, "the name of the file or of its folder is not valid UTF-8; rename it")
         except UnreadableImage as reason:
             self.quarantine(path, str(reason))
         else:
             self.rows.append((path, name, split))
+            if len(self.sizes) < 2:  # more need not be remembered to know that they differ
+                self.sizes.add(size)
 
     def quarantine(self, path: str, reason: str) -> None:
         """Record a file that is not used; bytes of its name that are no UTF-8 are shown as escapes."""
@@ -181,6 +184,7 @@ class _Found:
             quarantined=tuple(sorted(self.quarantined, key=lambda item: item.path)),
             n_skipped=self.n_skipped,
             remarks=tuple(self.remarks),
+            size=next(iter(self.sizes)) if len(self.sizes) == 1 else None,
         )
 
 

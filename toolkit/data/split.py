@@ -40,6 +40,13 @@ def assign_splits(manifest: Manifest, *, val: float = 0.2, seed: int = 0) -> Man
     return assigned
 
 
+def train_on_all(manifest: Manifest) -> Manifest:
+    """Return the Manifest with every UNASSIGNED row put into TRAIN: nothing is held out. Raises DataError as above."""
+    assigned = replace(manifest, splits=np.where(manifest.splits == UNASSIGNED, TRAIN, manifest.splits).astype(np.int8))
+    _check_classes(assigned)
+    return assigned
+
+
 def _lowest_ranked(manifest: Manifest, rows: NDArray[np.int64], val: float, seed: int) -> NDArray[np.int64]:
     """Return the rows of one class that go to VAL."""
     key = hashlib.blake2b(str(seed).encode(), digest_size=32).digest()

@@ -99,7 +99,8 @@ class Watch:
             label = name if not runs else f"{name}#{runs + 1}"
             self._found[label] = activation_statistics(label, type(module).__name__, output)
             if output.requires_grad:
-                output.register_hook(lambda gradient: self._gradients.__setitem__(label, _mean_std(gradient)))
+                keep = self._gradients.__setitem__
+                output.register_hook(lambda gradient: keep(label, _mean_std(gradient)))  # type: ignore[no-untyped-call]
 
         return hook
 

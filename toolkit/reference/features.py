@@ -141,7 +141,7 @@ def _channel_histogram(images: Tensor, bins: int) -> Tensor:
 
 def _in_parts(images: Tensor) -> tuple[Tensor, ...]:
     """Return the images in blocks of about BLOCK_PIXELS pixels, one image at least."""
-    return images.split(max(1, BLOCK_PIXELS // (images.shape[2] * images.shape[3])))
+    return torch.split(images, max(1, BLOCK_PIXELS // (images.shape[2] * images.shape[3])))
 
 
 def _check_images(images: Tensor) -> None:

@@ -184,5 +184,5 @@ def _opened(reduced: Tensor, dim: int | None, keepdim: bool) -> Tensor:
 def _summed_to(gradient: Tensor, shape: torch.Size) -> Tensor:
     """Return a gradient summed over the dimensions that broadcasting had repeated: a value used often adds up."""
     extra = gradient.ndim - len(shape)
-    repeated = [d for d in range(gradient.ndim) if d < extra or (shape[d - extra] == 1 and gradient.shape[d] != 1)]
+    repeated = [d for d in range(gradient.ndim) if d < extra or shape[d - extra] == 1]
     return (gradient.sum(repeated, keepdim=True) if repeated else gradient).reshape(shape)

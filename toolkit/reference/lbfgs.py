@@ -130,5 +130,5 @@ class LBFGS(Optimizer):
 
     def _set(self, flat: Tensor) -> None:
         parameters = self.param_groups[0]["params"]
-        for x, values in zip(parameters, flat.split([x.numel() for x in parameters]), strict=True):
+        for x, values in zip(parameters, torch.split(flat, [x.numel() for x in parameters]), strict=True):
             x.copy_(values.view_as(x))

@@ -83,7 +83,9 @@ class Standardize:
         self.mean_ = _mean(x, self.per)
         mean = _broadcast(self.mean_, x, self.per)
         axes = _axes(x, self.per)
-        squares = sum(((block - mean) ** 2).sum(axes) for block in x.split(BLOCK_ROWS))
+        squares = torch.zeros_like(self.mean_)
+        for block in torch.split(x, BLOCK_ROWS):
+            squares += ((block - mean) ** 2).sum(axes)
         std = (squares / (x.numel() / self.mean_.numel())).sqrt()
         never_changes = x.amax(axes) == x.amin(axes)
         self.std_ = torch.where(never_changes, 1.0, std)

@@ -47,7 +47,7 @@ def evaluate(
 
     Args:
         model: a run folder or the model folder in it
-        data: labelled photos: DIR/CLASS/…, DIR/train/CLASS/… with val, or a CSV; classes that the model knows
+        data: labelled photos: DIR/CLASS/…, DIR/train/CLASS/…, a CSV, or IDX files; classes that the model knows
         split: auto, train, val, test, all
         out: a folder for predictions.csv, per_class.csv, confusion.csv and mistakes.csv
         device: auto, cpu, cuda, cuda:1, mps
@@ -56,20 +56,28 @@ def evaluate(
     if split not in SPLITS:
         raise unknown_name("split", split, SPLITS)
     from toolkit.artifacts.model_folder import load_model
+    from toolkit.baselines.idx import is_idx, read_idx
     from toolkit.data.loading import default_workers
     from toolkit.data.scan import scan
-    from toolkit.evaluation.scoring import predict_rows
+    from toolkit.evaluation.scoring import predict_arrays, predict_rows
     from toolkit.hardware import resolve_device
     from toolkit.scores import score
 
     where = resolve_device(device)
     trained = load_model(model)
-    manifest = _split_as_trained(scan(data, max_pixels=trained.max_pixels, classes=trained.classes), model, data)
+    if is_idx(data):
+        manifest, images = read_idx(data, classes=trained.classes)
+    else:
+        manifest, images = scan(data, max_pixels=trained.max_pixels, classes=trained.classes), None
+    manifest = _split_as_trained(manifest, model, data)
     name, rows = _pick(manifest, split)
     if out is not None:
         _make_folder(Path(out).expanduser())
     count = default_workers(len(rows)) if workers is None else workers
-    predictions, lost = predict_rows(trained, manifest, rows, device=where, workers=count)
+    if images is None:
+        predictions, lost = predict_rows(trained, manifest, rows, device=where, workers=count)
+    else:
+        predictions, lost = predict_arrays(trained, manifest, images, rows, device=where), ()
     if not len(predictions):
         raise DataError(f"{data}: none of the {len(rows)} images can be read; the first: {lost[0][1]}")
     if out is not None:

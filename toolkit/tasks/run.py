@@ -8,28 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from toolkit.artifacts.model_folder import save_model
-from toolkit.artifacts.run_folder import (
-    CONFUSION,
-    HISTORY,
-    METRICS,
-    MISTAKES,
-    MODEL,
-    PER_CLASS,
-    PLAN,
-    PREDICTIONS,
-    RunFolder,
-)
-from toolkit.data.manifest import TRAIN, Manifest
+from toolkit.artifacts.run_folder import HISTORY, METRICS, MODEL, PLAN, RunFolder
+from toolkit.data.manifest import Manifest
 from toolkit.data.scan import scan
 from toolkit.errors import ArtifactError, ToolkitError
 from toolkit.evaluation.report import evaluate
-from toolkit.evaluation.tables import write_confusion_csv, write_mistakes_csv, write_per_class_csv
 from toolkit.hardware import resolve_device, resolve_precision
 from toolkit.options import CUSTOM, Options
 from toolkit.plan import TransferPlan
 from toolkit.progress import say
 from toolkit.scores import Scores
+from toolkit.tasks.ending import check_apart, file_lines, metrics_of, publish_results, score_lines
 from toolkit.tasks.folds import cross_validate, in_words
 from toolkit.tasks.job import Job, Stopwatch, open_backbone, plan_ahead
 from toolkit.tasks.prepare import Prepared, prepare, prepare_again, read_plan
@@ -37,11 +26,6 @@ from toolkit.tasks.score import score
 from toolkit.tasks.stores import open_store
 from toolkit.training.network import TransferNetwork
 from toolkit.training.trained import TrainedModel
-
-VAL_USE = {
-    "nothing": "nothing was chosen by these images; once you choose between runs by them, a test split alone is unseen",
-    "epoch": "these images chose the epoch that was kept, so expect a little less on others; a test split would tell",
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,25 +44,9 @@ class Run:
     def __str__(self) -> str:
         metrics, plan = self.metrics, self.plan
         head = f"{plan.strategy} on {plan.backbone}: {metrics['train']['n']} training images"
-        lines = [f"{head}, {metrics['seconds']['total']:.1f} s"]
-        for split in ("val", "test"):
-            if metrics[split] is not None:
-                lines.append(f"{split}: {_scores_from(metrics[split])}")
-        if metrics["val"] is None:
-            lines.append("val: nothing to validate on")
-        else:
-            lines.append(f"     {VAL_USE[metrics['val_chose']]}")
-        if metrics["folds"] is not None:
-            lines.append(in_words(metrics["folds"]))
-        lines.append(
-            f"files: {metrics['quarantined']} quarantined (quarantine.csv), {metrics['skipped']} others skipped"
-        )
-        return "\n".join([*lines, f"run folder: {self.path}"])
-
-
-def _scores_from(values: dict[str, Any]) -> Scores:
-    interval = values["accuracy_ci95"]
-    return Scores(**{**values, "accuracy_ci95": None if interval is None else tuple(interval)})
+        folds = [] if metrics["folds"] is None else [in_words(metrics["folds"])]
+        lines = [f"{head}, {metrics['seconds']['total']:.1f} s", *score_lines(metrics), *folds]
+        return "\n".join([*lines, *file_lines(metrics, self.path)])
 
 
 def start_run(data: str | os.PathLike[str] | Manifest, out: str, options: Options, *, overwrite: bool = False) -> Run:
@@ -89,7 +57,8 @@ def start_run(data: str | os.PathLike[str] | Manifest, out: str, options: Option
     """
     resolve_precision(options.precision, resolve_device(options.device))
     where = Path(out).expanduser().absolute()
-    _check_apart(data, where)
+    if not isinstance(data, Manifest):
+        check_apart(data, where)
     RunFolder(where).check_free(overwrite=overwrite)
     clock = Stopwatch()
     with clock.part("scan"):
@@ -103,24 +72,18 @@ def start_run(data: str | os.PathLike[str] | Manifest, out: str, options: Option
         return _go(folder, manifest, Job(options, backbone, store, clock))
 
 
-def _check_apart(data: str | os.PathLike[str] | Manifest, where: Path) -> None:
-    """Raise ArtifactError for a run folder inside the photos' folder: the next scan would take it for a class."""
-    if not isinstance(data, Manifest):
-        photos = Path(data).expanduser().resolve()
-        if photos.is_dir() and where.resolve().is_relative_to(photos):
-            raise ArtifactError(f"{where} lies inside the folder of photos, which is only read; choose another --out")
-
-
 def resume_run(path: str | os.PathLike[str], own_backbone: Any = None) -> Run:
     """Go on with an interrupted run; a finished one is returned as it is.
 
     own_backbone: the modules of a run whose backbone was the user's own.
     """
     folder = RunFolder.open(path)
+    config = folder.config()
+    if "strategy" not in config and "model" in config:
+        raise ArtifactError(f"{folder.path} is the run of a baseline; go on with it by toolkit baseline --resume")
     if folder.finished:
         say(f"{folder.path} is finished; nothing to do")
         return Run(folder.path, read_plan(folder), folder.read(METRICS))
-    config = folder.config()
     if config.get("backbone") == CUSTOM:
         if own_backbone is None:
             raise ArtifactError(f"{folder.path} has a backbone of your own; give it: finetune(resume=…, backbone=[…])")
@@ -158,19 +121,14 @@ def _go(folder: RunFolder, manifest: Manifest, job: Job) -> Run:
     folds = cross_validate(prepared, job)
 
     with clock.part("evaluate"):
-        save_model(model, folder.path / MODEL)
-        predictions.to_csv(folder.path / PREDICTIONS)
-        known = predictions.labelled()
-        for writer, name in (
-            (write_confusion_csv, CONFUSION),
-            (write_per_class_csv, PER_CLASS),
-            (write_mistakes_csv, MISTAKES),
-        ):
-            writer(folder.path / name, known)
-        folder.write_quarantine(manifest)
+        publish_results(folder, model, predictions, manifest)
     _warn_if_worse(folder, scores)
     chosen_by_val = "nothing" if job.options.patience is None else "epoch"
-    metrics = {**_metrics(prepared, manifest, scores, clock), "val_chose": chosen_by_val, "folds": folds}
+    if manifest.n_scanned != prepared.manifest.n_scanned:
+        raise ToolkitError("files were lost from the account: please report this")
+    plan = prepared.plan
+    metrics = metrics_of(manifest, scores, clock, strategy=plan.strategy, backbone=plan.backbone)
+    metrics = {**metrics, "val_chose": chosen_by_val, "folds": folds}
     folder.write(METRICS, metrics)
     folder.drop_checkpoints()
     return Run(folder.path, prepared.plan, metrics)
@@ -203,23 +161,3 @@ def _warn_if_worse(folder: RunFolder, scores: dict[str, Scores | None]) -> None:
             f"note: training ended at {val.accuracy:.3f}, below the head it started from ({first['val_accuracy']}); "
             "take --strategy head, a smaller --lr, or --patience, which keeps the best weights"
         )
-
-
-def _metrics(
-    prepared: Prepared, manifest: Manifest, scores: dict[str, Scores | None], clock: Stopwatch
-) -> dict[str, Any]:
-    plan = prepared.plan
-    if manifest.n_scanned != prepared.manifest.n_scanned:
-        raise ToolkitError("files were lost from the account: please report this")
-    return {
-        "strategy": plan.strategy,
-        "backbone": plan.backbone,
-        "classes": list(manifest.classes),
-        "train": {"n": len(manifest.rows(TRAIN))},
-        **{split: None if scored is None else scored.to_dict() for split, scored in scores.items()},
-        "scanned": manifest.n_scanned,
-        "used": len(manifest),
-        "quarantined": len(manifest.quarantined),
-        "skipped": manifest.n_skipped,
-        "seconds": clock.to_dict(),
-    }

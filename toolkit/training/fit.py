@@ -1,4 +1,4 @@
-"""A TransferModule and its data, trained by Lightning's Trainer with our checkpoints, history and signals."""
+"""A LightningModule and its data, trained by Lightning's Trainer with our checkpoints, history and signals."""
 
 from __future__ import annotations
 
@@ -12,15 +12,14 @@ from pathlib import Path
 
 import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 
-from toolkit.data.datamodule import ImageFolderData
+from toolkit.data.datamodule import ManifestData
 from toolkit.data.manifest import VAL
 from toolkit.errors import Interrupted
 from toolkit.training.best import BestWeights
 from toolkit.training.checkpoints import LAST, Checkpoints, WholeCheckpointIO
 from toolkit.training.history import History, StepProgress
-from toolkit.training.module import TransferModule
 from toolkit.training.signals import stop_on_signals
 
 
@@ -37,8 +36,8 @@ class FitSettings:
 
 
 def fit(
-    module: TransferModule,
-    data: ImageFolderData,
+    module: LightningModule,
+    data: ManifestData,
     settings: FitSettings,
     *,
     folder: Path,
@@ -48,8 +47,10 @@ def fit(
 ) -> int:
     """Train `module` in place and return the number of optimizer steps; goes on from `folder`'s checkpoint if any.
 
-    folder: where checkpoints live. history: the CSV to publish. start: val_loss and val_accuracy of the starting
-    weights, where they are known. Raises Interrupted after SIGINT or SIGTERM, once a checkpoint is on the disk.
+    module: its training_step returns loss_sum, hits and size (see `History`), and its part `network` is what early
+    stopping keeps and gives back. folder: where checkpoints live. history: the CSV to publish. start: val_loss and
+    val_accuracy of the starting weights, where they are known. Raises Interrupted after SIGINT or SIGTERM, once a
+    checkpoint is on the disk.
     """
     checkpoint = folder / LAST
     validates = len(data.manifest.rows(VAL)) > 0

@@ -103,7 +103,9 @@ class StepProgress(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to count; a resumed run counts what is left."""
         self._seen = trainer.global_step
-        left = int(trainer.estimated_stepping_batches) - self._seen
+        # a module that takes several steps a batch says how many there are
+        total = int(getattr(pl_module, "total_steps", trainer.estimated_stepping_batches))
+        left = total - self._seen
         self._counter = self._counting.enter_context(counting("training", left, "steps"))
 
     def on_train_batch_end(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -11,6 +12,22 @@ from toolkit.backbones.backbone import Backbone
 from toolkit.data.preprocessing import Preprocessing
 from toolkit.features.prefix import Activations, in_chunks
 from toolkit.training.network import TransferNetwork
+
+
+class Predictor(Protocol):
+    """What can be scored and asked for predictions: a TrainedModel, or a baseline."""
+
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+
+    @property
+    def preprocessing(self) -> Preprocessing: ...
+
+    @property
+    def max_pixels(self) -> int: ...
+
+    def logits(self, inputs: Tensor | Activations, device: torch.device | None = None) -> Tensor:
+        """Return float32 (N, C) on the CPU for uint8 (N, 3, S, S)."""
 
 
 @dataclass(frozen=True, eq=False)
