@@ -96,14 +96,16 @@ def _prepare_scratch(manifest: Manifest, job: Job) -> Prepared:
 
 def _prepare_transfer(manifest: Manifest, job: Job) -> Prepared:
     options = job.options
-    with job.clock.part("extract"):
+    with job.clock.part("plan"):
         ahead = plan_ahead(manifest, options, job.backbone)
+        request = job.request  # its precision is decided by a trial on sample images
+    with job.clock.part("extract"):
         try:
-            probe = job.fetch(replace(job.request, cut=_probe_cut(ahead, job)), manifest)
+            probe = job.fetch(replace(request, cut=_probe_cut(ahead, job)), manifest)
         except NoRoomError:
             if _probe_cut(ahead, job) is None:
                 raise
-            probe = job.fetch(job.request, manifest)  # pooled features are small; the rest is seen to below
+            probe = job.fetch(request, manifest)  # pooled features are small; the rest is seen to below
     usable = assign_splits(some_left(manifest.without(probe.failures)), val=options.val, seed=options.seed)
     probe = replace(probe, rows=np.arange(len(usable)), failures=())
     with job.clock.part("plan"):
