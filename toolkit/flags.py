@@ -101,6 +101,10 @@ def _parser(
         default = parameters[key].default
         if hints[key] is bool and not default:
             group.add_argument(f"--{key}", action="store_true", help=described.get(key))
+        elif _is_list(hints[key], of=str):
+            group.add_argument(
+                f"--{key}", type=str, nargs="+", default=default, help=described.get(key), metavar=key.upper()
+            )
         else:
             group.add_argument(
                 f"--{key}", type=hints[key], default=default, help=described.get(key), metavar=key.upper()
@@ -163,17 +167,23 @@ def _spelled_as_keys(words: list[str], parameters: Iterable[str], hints: dict[st
         if flag.startswith("--"):
             flag = "--" + flag[2:].replace("-", "_")
             word = flag + equals + value
-            if equals and _is_list(hints.get(flag[2:])) and not value.startswith("["):
+            if equals and _is_list(hints.get(flag[2:]), of=int) and not value.startswith("["):
                 word = f"{flag}=[{value}]"
-        elif spelled and spelled[-1].startswith("--") and _is_list(hints.get(spelled[-1][2:])) and word[:1] != "[":
+        elif (
+            spelled
+            and spelled[-1].startswith("--")
+            and _is_list(hints.get(spelled[-1][2:]), of=int)
+            and word[:1] != "["
+        ):
             word = f"[{word}]"
         spelled.append(word)
     return spelled
 
 
-def _is_list(hint: Any) -> bool:
-    """Return whether a type is a list, or a list or None."""
-    return any(getattr(kind, "__origin__", None) is list for kind in (hint, *get_args(hint)))
+def _is_list(hint: Any, *, of: type | None = None) -> bool:
+    """Return whether a type is a list, or a list or None; `of`: whether of such things."""
+    lists = [kind for kind in (hint, *get_args(hint)) if getattr(kind, "__origin__", None) is list]
+    return any(of is None or get_args(kind) == (of,) for kind in lists)
 
 
 def _described(function: Callable[..., Any]) -> dict[str, str]:

@@ -50,6 +50,12 @@ def test_the_ends_and_zero_are_torchs(name):
     assert function(ENDS.float()).dtype == backward(upstream.float(), ENDS.float()).dtype == torch.float32
 
 
+def test_far_below_zero_a_sigmoid_is_the_exponential_down_to_the_smallest_number():
+    """1 + exp(x) rounds to 1 there; exp(−745) is the smallest positive float64."""
+    for x in (-40.0, -708.0, -745.0):
+        assert room.sigmoid(torch.tensor(x, dtype=torch.float64)).item() == math.exp(x) > 0
+
+
 @pytest.mark.parametrize("name", THEIRS)
 def test_nan_stays_nan(name):
     assert getattr(room, name)(torch.tensor([math.nan, 1.0])).isnan().tolist() == [True, False]
@@ -67,15 +73,17 @@ def test_the_others_are_smooth_beside_zero(name):
 
 
 def test_settings_reach_the_formula():
-    x, upstream = numbers(9), numbers(9, seed=1)
+    x, upstream = torch.cat([numbers(9), torch.zeros(1, dtype=torch.float64)]), numbers(10, seed=1)
     for slope in (0.2, -1.0):
         assert_close(room.LeakyReLU(slope)(x), functional.leaky_relu(x, slope))
         expected = autograd(lambda x, slope=slope: functional.leaky_relu(x, slope), upstream, x)[0]
         assert_close(room.leaky_relu_backward(upstream, x, slope), expected)
+        assert_close(autograd(room.LeakyReLU(slope), upstream, x)[0], expected)
     for alpha in (0.5, 2.0):
         assert_close(room.ELU(alpha)(x), functional.elu(x, alpha))
         expected = autograd(lambda x, alpha=alpha: functional.elu(x, alpha), upstream, x)[0]
         assert_close(room.elu_backward(upstream, x, alpha), expected)
+        assert_close(autograd(room.ELU(alpha), upstream, x)[0], expected)
 
 
 @pytest.mark.parametrize("wrong", [math.inf, math.nan])

@@ -154,8 +154,9 @@ def test_what_does_not_fit_is_refused():
     assert BatchNorm(1, momentum=0)(numbers(2, 1).float()).shape == (2, 1)
 
 
-def test_a_refused_batch_leaves_the_statistics_as_they_were():
-    layer = BatchNorm(3)
+@pytest.mark.parametrize("affine", [True, False])
+def test_a_refused_batch_leaves_the_statistics_as_they_were(affine):
+    layer = BatchNorm(3, affine=affine)
     for wrong in (torch.ones(4, 2), torch.ones(1, 3)):
         with pytest.raises(ValueError, match="expected"):
             layer(wrong)

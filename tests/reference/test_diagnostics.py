@@ -46,11 +46,19 @@ def test_statistics_of_every_layer_and_of_its_gradient():
 def test_saturated_and_dead_are_counted():
     assert activation_statistics("", "Tanh", torch.tensor([[0.98, -0.98], [0.96, 0.0]])).saturated == 0.5
     assert activation_statistics("", "Sigmoid", torch.tensor([[0.99, 0.01], [0.98, 0.5]])).saturated == 0.5
+    # The slope 1 − y² of tanh is below 0.06 beyond ±0.97; a sigmoid is half as high, around 0.5.
+    values = torch.tensor([-1.0, -0.99, -0.98, -0.97, -0.96, -0.5, 0.0, 0.5, 0.96, 0.97, 1.0], dtype=torch.float64)
+    for kind in ("Tanh", "Hardtanh"):
+        assert activation_statistics("", kind, values).saturated == 4 / 11
+    values = torch.tensor([0.001, 0.005, 0.01, 0.02, 0.5, 0.98, 0.99])
+    assert activation_statistics("", "Sigmoid", values).saturated == 4 / 7
     # By channel: one that is 0 at every place of every image.
     maps = torch.ones(2, 4, 3, 3)
-    maps[:, 1], maps[0, 2] = 0, 0
+    maps[:, 1], maps[0, 2], maps[:, 3, 0] = 0, 0, 0
     assert activation_statistics("", "ReLU", maps).dead == 0.25
     assert activation_statistics("", "ReLU", torch.zeros(1, 5)).dead == 1.0
+    assert activation_statistics("", "ReLU", torch.tensor([0.0, 2.0, 0.0])).dead == 0.0, "one unit, three inputs"
+    assert activation_statistics("", "ReLU6", torch.zeros(3)).dead == 1.0
     assert activation_statistics("", "Linear", torch.zeros(1, 5)).dead is None
 
 
@@ -89,6 +97,38 @@ def test_a_layer_that_runs_twice_is_named_twice_and_one_can_be_picked():
     with Watch(net, ["1"]) as watch:
         net(torch.ones(2, 3))
     assert [one.name for one in watch.statistics()] == ["1"]
+
+
+def test_a_new_forward_pass_forgets_the_gradients_of_the_last():
+    net = nn.Sequential(nn.Linear(2, 3), nn.Tanh())
+    with Watch(net) as watch:
+        net(torch.ones(2, 2)).sum().backward()
+        assert all(one.grad_mean is not None and one.grad_std is not None for one in watch.statistics())
+        net(torch.ones(2, 2))
+    assert all(one.grad_mean is one.grad_std is None for one in watch.statistics())
+
+
+class Function(nn.Module):
+    """A layer of any function."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+def test_results_that_have_no_statistics_are_left_out():
+    """A pair, whole numbers, and nothing."""
+    pair, first, places = Function(lambda x: (x, x)), Function(lambda x: x[0]), Function(lambda x: x.argmax(1))
+    net = nn.Sequential(nn.Linear(2, 3), pair, first, places)
+    with Watch(net) as watch:
+        net(torch.ones(4, 2))
+    assert [one.name for one in watch.statistics()] == ["0", "2"]
+    with Watch(net[0]) as watch:
+        net[0](torch.ones(0, 2))
+    assert watch.statistics() == []
 
 
 def test_update_to_weight_ratio():
@@ -138,6 +178,34 @@ def test_gradient_check_tells_a_right_gradient_from_a_wrong_one():
     assert gradient_check(Wrong.apply, x) == pytest.approx(0.01 / 1.01, rel=1e-3)
     net = MLP((3, 5, 1), activation="tanh", dtype=torch.float64)
     assert gradient_check(lambda z: net(z[None]).sum(), x) < 1e-6
+
+
+class Off(torch.autograd.Function):
+    """Σ wᵢ xᵢ, and wᵢ plus an error as the gradient."""
+
+    @staticmethod
+    def forward(ctx, x, weights, errors):
+        ctx.save_for_backward(weights + errors)
+        return (x * weights).sum()
+
+    @staticmethod
+    def backward(ctx, upstream):
+        return upstream * ctx.saved_tensors[0], None, None
+
+
+@pytest.mark.parametrize(
+    ("weights", "errors", "expected"),
+    [
+        ([0.5, -0.2, 0.4], [0.0, -0.1, 0.0], 1 / 3),  # −0.3 for −0.2: the largest counts, by the larger of the two
+        ([0.5, -0.3, 0.4], [0.0, 0.1, 0.0], 1 / 3),
+        ([0.5, 0.0003], [0.0, 0.0001], 0.1),  # below 1e-3 the absolute error counts
+        ([0.5, 0.0], [0.0, 0.0], 0.0),
+    ],
+)
+def test_gradient_check_gives_the_largest_relative_error(weights, errors, expected):
+    weights, errors = torch.tensor(weights, dtype=torch.float64), torch.tensor(errors, dtype=torch.float64)
+    x = torch.zeros_like(weights)
+    assert gradient_check(lambda x: Off.apply(x, weights, errors), x) == pytest.approx(expected, rel=1e-6, abs=1e-9)
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,10 @@ def test_an_impossible_std_is_refused(std):
         room.small_normal((2, 3), std)
 
 
+def test_a_std_of_zero_gives_zeros():
+    assert room.small_normal((2, 3), 0.0).tolist() == [[0.0] * 3] * 2
+
+
 def test_equal_rows_stay_equal_when_all_weights_start_at_zero():
     """The notes: with zeros all neurons of a layer compute the same, and so they stay."""
     torch.manual_seed(0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import math
 
 import pytest
@@ -11,7 +10,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from toolkit.reference.lbfgs import LBFGS, two_loop
 from toolkit.reference.optimizers import SGD, AdaGrad, Adam, Momentum, Nesterov, RMSProp
 
 # Ours, and torch's of the same rule.
@@ -196,12 +194,6 @@ def test_elements_do_not_know_each_other(rows, columns, name):
         (lambda p: RMSProp(p, decay_rate=1.5), "decay_rate < 1, got 1.5"),
         (lambda p: AdaGrad(p, eps=-1e-9), "eps ≥ 0, got -1e-09"),
         (lambda p: Adam(p, betas=(0.9, 1.0)), r"beta < 1, got \(0.9, 1.0\)"),
-        (lambda p: LBFGS(p, lr=0), "lr > 0, got 0"),
-        (lambda p: LBFGS(p, history=0), "history ≥ 1, got 0"),
-        (lambda p: LBFGS([{"params": p[:1]}, {"params": p[1:]}]), "one group of parameters, got 2"),
-        (lambda p: LBFGS(p).step(), "closure"),
-        (lambda p: two_loop(torch.ones(2), [torch.ones(2)], []), "as many changes"),
-        (lambda p: two_loop(torch.ones(2), [torch.ones(2)], [-torch.ones(2)]), "s·y > 0, got -2"),
     ],
 )
 def test_impossible_settings_are_refused(build, said):
@@ -214,90 +206,3 @@ def test_a_sparse_gradient_is_refused():
     x.grad = torch.sparse_coo_tensor([[1]], [1.0], (3,), check_invariants=True)
     with pytest.raises(ValueError, match="dense"):
         SGD([x], 0.1).step()
-
-
-@given(dim=st.integers(1, 6), pairs=st.integers(1, 5), seed=st.integers(0, 1000))
-@settings(max_examples=40, deadline=None)
-def test_two_loops_are_the_bfgs_matrix(dim, pairs, seed):
-    generator = torch.Generator().manual_seed(seed)
-    root = torch.randn(dim, dim, generator=generator, dtype=torch.float64)
-    hessian = root @ root.T + torch.eye(dim)
-    steps = [torch.randn(dim, generator=generator, dtype=torch.float64) for _ in range(pairs)]
-    changes = [hessian @ step for step in steps]
-    gradient = torch.randn(dim, generator=generator, dtype=torch.float64)
-    identity = torch.eye(dim, dtype=torch.float64)
-    inverse = identity * (steps[-1] @ changes[-1]) / (changes[-1] @ changes[-1])
-    for s, y in zip(steps, changes, strict=True):
-        rho = 1 / (s @ y)
-        inverse = (identity - rho * torch.outer(s, y)) @ inverse @ (identity - rho * torch.outer(y, s))
-        inverse += rho * torch.outer(s, s)
-    expected = inverse @ gradient
-    assert (two_loop(gradient, steps, changes) - expected).norm() <= 1e-9 * expected.norm()
-
-
-def rosenbrock(x):
-    return (1 - x[0]) ** 2 + 100 * (x[1] - x[0] ** 2) ** 2
-
-
-def descend(optimizer, parameters, function, n):
-    losses = []
-
-    def closure():
-        optimizer.zero_grad()
-        loss = function(*parameters)
-        loss.backward()
-        return loss
-
-    for _ in range(n):
-        losses.append(float(torch.as_tensor(optimizer.step(closure)).detach()))
-    return losses
-
-
-def test_lbfgs_finds_the_bottom_of_a_bent_valley():
-    x = torch.nn.Parameter(torch.tensor([-1.2, 1.0], dtype=torch.float64))
-    losses = descend(LBFGS([x]), [x], rosenbrock, 60)
-    assert (x - 1).abs().max() < 1e-8
-    assert all(after <= before for before, after in itertools.pairwise(losses))
-
-
-def test_lbfgs_agrees_with_torchs_on_logistic_regression():
-    generator = torch.Generator().manual_seed(0)
-    inputs = torch.randn(60, 5, generator=generator, dtype=torch.float64)
-    labels = (inputs[:, 0] + torch.randn(60, generator=generator, dtype=torch.float64) > 0).double()
-
-    def function(w, b):
-        scores = inputs @ w + b
-        return (scores.exp().log1p() - labels * scores).mean() + 0.01 * (w**2).sum()
-
-    found = []
-    for build in (
-        LBFGS,
-        lambda p: torch.optim.LBFGS(
-            p, max_iter=50, tolerance_grad=1e-12, tolerance_change=1e-16, line_search_fn="strong_wolfe"
-        ),
-    ):
-        parameters = [torch.nn.Parameter(torch.zeros(shape, dtype=torch.float64)) for shape in (5, ())]
-        descend(build(parameters), parameters, function, 60)
-        found.append(torch.cat([one.detach().reshape(-1) for one in parameters]))
-    assert (found[0] - found[1]).abs().max() < 1e-6
-
-
-def test_lbfgs_leaves_weights_that_no_step_betters_and_goes_on_from_its_state():
-    x = torch.nn.Parameter(torch.tensor([1.0], dtype=torch.float64))
-    optimizer = LBFGS([x])
-    calls = iter(range(1000))
-
-    def worse():
-        x.grad = torch.ones_like(x)
-        return torch.tensor(float(next(calls)))
-
-    assert optimizer.step(worse) == 0.0
-    assert x.item() == 1.0
-    y = torch.nn.Parameter(torch.tensor([-1.2, 1.0], dtype=torch.float64))
-    first = LBFGS([y])
-    descend(first, [y], rosenbrock, 8)
-    z = torch.nn.Parameter(y.detach().clone())
-    second = LBFGS([z])
-    second.load_state_dict(copy.deepcopy(first.state_dict()))
-    assert descend(first, [y], rosenbrock, 8) == descend(second, [z], rosenbrock, 8)
-    assert torch.equal(y, z)

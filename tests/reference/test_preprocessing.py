@@ -37,6 +37,22 @@ def test_transforms_are_numpys(n, shape, per, dtype, seed):
     assert statistic.numpy() == pytest.approx(mean.squeeze(0) if per == "feature" else mean.flatten(), rel=1e-12)
 
 
+@pytest.mark.parametrize("shape", [(8, 3), (8, 3, 5), (4, 2, 3, 2, 2)])
+def test_a_channel_is_the_second_dimension_of_any_inputs(shape):
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    axes = (0, *range(2, x.ndim))
+    centred = x.numpy() - x.numpy().mean(axes, keepdims=True)
+    assert ZeroCenter("channel").fit(x).transform(x).numpy() == pytest.approx(centred, abs=1e-12)
+    scaled = centred / x.numpy().std(axes, keepdims=True)
+    assert Standardize("channel").fit(x).transform(x).numpy() == pytest.approx(scaled, abs=1e-12)
+
+
+def test_numbers_one_by_one_are_inputs_too():
+    x = torch.tensor([1, 3], dtype=torch.uint8)
+    assert mean_image(x).item() == 2.0 and mean_image(x).shape == ()
+    assert ZeroCenter().fit(x).transform(x).tolist() == Standardize().fit(x).transform(x).tolist() == [-1.0, 1.0]
+
+
 @pytest.mark.parametrize("scaler", [ZeroCenter, Standardize])
 def test_statistics_come_from_the_training_split_alone(scaler):
     """Other data than that of `fit` is moved by the same numbers, so it does not have mean 0 itself."""
@@ -68,10 +84,12 @@ def test_a_feature_that_never_changes_becomes_zero():
         (lambda: Standardize("pixel"), "'feature' or 'channel', got 'pixel'"),
         (lambda: ZeroCenter().transform(torch.zeros(1, 2)), "fit before transform"),
         (lambda: Standardize().transform(torch.zeros(1, 2)), "fit before transform"),
-        (lambda: mean_image(torch.zeros(0, 2)), r"not empty, got shape \(0, 2\)"),
-        (lambda: channel_mean(torch.zeros(3)), r"\(N, C, ...\)"),
+        (lambda: mean_image(torch.zeros(0, 2)), r"inputs \(N, \.\.\.\) that are not empty, got shape \(0, 2\)"),
+        (lambda: mean_image(torch.tensor(3.0)), r"not empty, got shape \(\)"),
+        (lambda: channel_mean(torch.zeros(3)), r"\(N, C, \.\.\.\) that are not empty, got shape \(3,\)"),
         (lambda: ZeroCenter().fit(torch.zeros(2, 3)).transform(torch.zeros(2, 4)), r"\(N, \*\(3,\)\)"),
         (lambda: ZeroCenter("channel").fit(torch.zeros(2, 3)).transform(torch.zeros(2, 4)), r"\(N, 3, ...\)"),
+        (lambda: ZeroCenter("channel").fit(torch.zeros(2, 3)).transform(torch.zeros(3)), r"\(N, 3, ...\)"),
     ],
 )
 def test_what_does_not_fit_is_refused(call, said):

@@ -59,7 +59,11 @@ def test_l2_prefers_spread_weights_of_the_same_data_loss():
 @given(shape=st.lists(st.integers(1, 4), max_size=3), amount=st.sampled_from([0.0, 0.1, 0.7, 5.0]))
 def test_soft_threshold_is_torchs_softshrink(shape, amount):
     weights = numbers(*shape)
-    assert_close(room.soft_threshold(weights, amount), torch.nn.functional.softshrink(weights, amount))
+    weights = torch.cat([weights.flatten(), torch.tensor([amount, -amount], dtype=torch.float64)])  # the corners, too
+    theirs = lambda w: torch.nn.functional.softshrink(w, amount)  # noqa: E731
+    assert_close(room.soft_threshold(weights, amount), theirs(weights))
+    ours = autograd(lambda w: room.soft_threshold(w, amount), torch.ones_like(weights), weights)
+    assert_close(ours[0], autograd(theirs, torch.ones_like(weights), weights)[0])
 
 
 def test_soft_threshold_solves_its_problem():

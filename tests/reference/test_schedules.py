@@ -28,6 +28,19 @@ def test_closed_forms(name):
     assert 0 <= schedule(10**9) <= 1
 
 
+def test_the_default_settings():
+    assert [step_decay(step) for step in (0, 9, 10, 19, 20, 30)] == [1.0, 1.0, 0.5, 0.5, 0.25, 0.125]
+    assert exponential_decay(10) == pytest.approx(math.exp(-1), rel=1e-12)
+    assert [one_over_t(step) for step in (10, 30)] == pytest.approx([1 / 2, 1 / 4], rel=1e-12)
+
+
+def test_the_ends_of_the_ranges_are_allowed():
+    assert [step_decay(step, every=1, factor=1) for step in (0, 7)] == [1.0, 1.0]
+    assert [step_decay(step, every=1) for step in (0, 1, 2)] == [1.0, 0.5, 0.25]
+    assert exponential_decay(7, rate=0) == one_over_t(7, rate=0) == 1.0
+    assert [cosine(step, n_steps=1) for step in (0, 1, 2)] == [1.0, 0.0, 0.0]
+
+
 def build(schedule):
     x = torch.nn.Parameter(torch.ones(2))
     optimizer = SGD([{"params": [x]}], lr=0.4)
@@ -61,11 +74,16 @@ def test_a_resumed_run_goes_on_at_the_right_place(name):
     ("call", "said"),
     [
         (lambda: constant(-1), "step ≥ 0, got -1"),
+        (lambda: step_decay(-1), "step ≥ 0, got -1"),
+        (lambda: exponential_decay(-1), "step ≥ 0, got -1"),
         (lambda: one_over_t(-1), "step ≥ 0, got -1"),
+        (lambda: cosine(-1, n_steps=4), "step ≥ 0, got -1"),
         (lambda: exponential_decay(1, rate=-0.1), "rate ≥ 0, got -0.1"),
+        (lambda: exponential_decay(1, rate=math.inf), "rate ≥ 0, got inf"),
         (lambda: one_over_t(1, rate=math.nan), "rate ≥ 0, got nan"),
         (lambda: step_decay(1, every=0), "every ≥ 1, got 0"),
         (lambda: step_decay(1, factor=1.5), "factor ≤ 1, got 1.5"),
+        (lambda: step_decay(1, factor=0.0), "factor ≤ 1, got 0.0"),
         (lambda: cosine(1, n_steps=0), "n_steps ≥ 1, got 0"),
     ],
 )

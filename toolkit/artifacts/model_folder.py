@@ -25,6 +25,7 @@ from toolkit.baselines.reading import Reading
 from toolkit.data.decode import DECODING_POLICY
 from toolkit.data.preprocessing import Preprocessing
 from toolkit.errors import ArtifactError, ToolkitError
+from toolkit.evaluation.ensemble import Ensemble
 from toolkit.heads.linear import LinearHead
 from toolkit.heads.votes import NeighbourVotes
 from toolkit.plan import FreezeSpec, StageRule
@@ -131,6 +132,14 @@ def load_model(path: str | os.PathLike[str], *, stages: Sequence[nn.Module] | No
         ) from error
     _check_golden(model, golden, folder, description.get("versions", {}))
     return model
+
+
+def load_ensemble(paths: Sequence[str | os.PathLike[str]], *, passes: int | None = None) -> Ensemble:
+    """Return the models of several folders as one Ensemble; raises ArtifactError, and SettingError if they differ.
+
+    passes: how often each is asked with dropout.
+    """
+    return Ensemble.of([load_model(path) for path in paths], passes=passes, names=[str(path) for path in paths])
 
 
 def _model_folder(path: Path) -> Path:

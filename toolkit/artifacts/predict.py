@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from toolkit.data.loading import clean_batches
 from toolkit.data.manifest import UNASSIGNED, UNLABELLED, Manifest
-from toolkit.features.prefix import CHUNK
-from toolkit.training.trained import Predictor
+from toolkit.evaluation.blocks import file_blocks
+from toolkit.evaluation.ensemble import Ensemble, Judgement
 
 TOP = 5
 
@@ -25,34 +24,28 @@ def loose_files(paths: Sequence[str | Path]) -> Manifest:
 
 
 def predict_paths(
-    model: Predictor, paths: Sequence[str | Path], *, device: torch.device, workers: int
+    ensemble: Ensemble, paths: Sequence[str | Path], *, device: torch.device, workers: int
 ) -> Iterator[dict[str, Any]]:
     """Yield a record a path, in order: path, label, probability and top (at most 5), or path and error.
 
-    Decoding and preprocessing are those of the training.
+    With several opinions also spread, the standard deviation of the label's probability over them. Decoding and
+    preprocessing are those of the training.
     """
     manifest = loose_files(paths)
-    batches = clean_batches(
-        manifest,
-        np.arange(len(manifest)),
-        model.preprocessing,
-        batch_size=CHUNK,
-        workers=workers,
-        max_pixels=model.max_pixels,
-    )
-    for batch in batches:
-        records = {row: {"path": manifest.paths[row], "error": reason} for row, reason in batch.failures}
-        if len(batch.rows):
-            probabilities = model.logits(batch.inputs, device).double().softmax(dim=1)
-            for row, distribution in zip(batch.rows.tolist(), probabilities, strict=True):
-                records[row] = {"path": manifest.paths[row], **_record(model.classes, distribution)}
+    for block in file_blocks(ensemble, manifest, np.arange(len(manifest)), workers=workers):
+        records = {row: {"path": manifest.paths[row], "error": reason} for row, reason in block.failures}
+        if len(block.rows):
+            said = ensemble.judge(block.pixels, device)
+            for number, row in enumerate(block.rows.tolist()):
+                records[row] = {"path": manifest.paths[row], **_record(ensemble.classes, said, number)}
         yield from (records[row] for row in sorted(records))
 
 
-def _record(classes: Sequence[str], distribution: torch.Tensor) -> dict[str, Any]:
-    values, order = distribution.topk(min(TOP, len(classes)))
+def _record(classes: Sequence[str], said: Judgement, number: int) -> dict[str, Any]:
+    values, order = said.probabilities[number].topk(min(TOP, len(classes)))
     top = [
         {"label": classes[label], "probability": value}
         for label, value in zip(order.tolist(), values.tolist(), strict=True)
     ]
-    return {**top[0], "top": top}
+    spread = {} if said.spread is None else {"spread": float(said.spread[number])}
+    return {**top[0], **spread, "top": top}

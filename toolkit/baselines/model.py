@@ -14,6 +14,7 @@ from toolkit.baselines.reading import Reading
 from toolkit.data.preprocessing import Preprocessing
 from toolkit.errors import ArtifactError
 from toolkit.features.prefix import Activations, in_chunks
+from toolkit.training.passes import dropout_layers, sampled_logits
 
 Body = CentredNet | Neighbours
 
@@ -58,6 +59,20 @@ class BaselineModel:
                 scores: Tensor = network(inputs.to(device))
                 return scores.cpu()
             return in_chunks(lambda part: network(part.to(device)).float(), inputs)
+
+    def sampled_logits(self, pixels: Tensor, passes: int, device: torch.device | None = None) -> Tensor:
+        """Return float32 (K, N, C) on the CPU for N >= 1 images: the scores of K passes with dropout.
+
+        Raises SettingError where the net has none.
+        """
+        device = device or torch.device("cpu")
+        network = self.network.eval().to(device)
+        with torch.inference_mode():
+            rows = network.reading(pixels.to(device))
+        layers = dropout_layers(network.body)
+        return sampled_logits(
+            layers, lambda i: network.body(rows[i : i + 1].flatten(1).expand(passes, -1)), len(rows), device
+        )
 
     def __str__(self) -> str:
         kind = "neighbours" if isinstance(self.network.body, Neighbours) else "net"

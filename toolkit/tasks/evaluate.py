@@ -1,34 +1,65 @@
-"""`toolkit evaluate`: scores of a saved model on labelled data."""
+"""`toolkit evaluate`: scores of a saved model, or of several together, on labelled data."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolkit.errors import DataError, unknown_name
+from toolkit.storage import publish_bytes, publish_text
 
 if TYPE_CHECKING:
+    import torch
+
     from toolkit.data.manifest import Manifest
+    from toolkit.evaluation.blocks import Block
+    from toolkit.evaluation.ensemble import Ensemble
+    from toolkit.evaluation.robustness import Robustness
+    from toolkit.evaluation.scoring import Answers
     from toolkit.scores import Scores
 
+ROBUSTNESS, EXAMPLES = "robustness.csv", "robustness.png"
 SPLITS = ("auto", "train", "val", "test", "all")
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How a saved model did: which images were scored, the scores, and how many files could not be used."""
+    """How saved models did: which images were scored, the scores, and how many files could not be used.
+
+    members: the accuracy of each model alone, where there are several. spread: the mean standard deviation of the
+    opinions (of models, or passes with dropout) about the named class, over images named (rightly, wrongly).
+    """
 
     split: str
     scores: Scores
     quarantined: int
+    members: tuple[float, ...] = ()
+    spread: tuple[float | None, float | None] | None = None
+    robustness: Robustness | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        return {"split": self.split, **self.scores.to_dict(), "quarantined": self.quarantined}
+        """Return plain values for JSON; what was not asked for is not there."""
+        more: dict[str, Any] = {}
+        if self.members:
+            more["members"] = list(self.members)
+        if self.spread is not None:
+            more["spread"] = {"right": self.spread[0], "wrong": self.spread[1]}
+        if self.robustness is not None:
+            more["robustness"] = self.robustness.to_dict()
+        return {"split": self.split, **self.scores.to_dict(), "quarantined": self.quarantined, **more}
 
     def __str__(self) -> str:
-        return f"{self.split}: {self.scores}; {self.quarantined} files quarantined"
+        lines = [f"{self.split}: {self.scores}; {self.quarantined} files quarantined"]
+        if self.members:
+            lines.append(f"each model alone: accuracy {', '.join(f'{one:.3f}' for one in self.members)}")
+        if self.spread is not None:
+            right, wrong = ("none" if one is None else f"{one:.3f}" for one in self.spread)
+            lines.append(f"spread of the named class's probability: {right} on right answers, {wrong} on wrong ones")
+        if self.robustness is not None:
+            lines.append(str(self.robustness))
+        return "\n".join(lines)
 
 
 def evaluate(
@@ -37,10 +68,14 @@ def evaluate(
     *,
     split: str = "auto",
     out: str | None = None,
+    ensemble: list[str] | None = None,
+    mc: int | None = None,
+    robustness: bool = False,
+    seed: int = 0,
     device: str = "auto",
     workers: int | None = None,
 ) -> Evaluation:
-    """Return the scores of a saved model on labelled images.
+    """Return the scores of a saved model, or of several together, on labelled images.
 
     `auto` takes the test images if there are labelled ones, else val, else all. On the very folder that a run was
     trained on, the run's own split is used again, so that no training image is scored. Raises ToolkitError.
@@ -49,82 +84,107 @@ def evaluate(
         model: a run folder or the model folder in it
         data: labelled photos: DIR/CLASS/…, DIR/train/CLASS/…, a CSV, or IDX files; classes that the model knows
         split: auto, train, val, test, all
-        out: a folder for predictions.csv, per_class.csv, confusion.csv and mistakes.csv
+        out: a folder for predictions.csv, per_class.csv, confusion.csv and mistakes.csv (robustness.csv and .png)
+        ensemble: more models of the same classes; the probabilities of all are averaged
+        mc: ask each model so many times with dropout, and average; the spread says how sure it is
+        robustness: score the images again turned, tilted, lit, recoloured, bent, covered and pasted elsewhere
+        seed: of the changes that robustness makes
         device: auto, cpu, cuda, cuda:1, mps
         workers: processes that decode; by the number of images and cores by default
     """
     if split not in SPLITS:
         raise unknown_name("split", split, SPLITS)
-    from toolkit.artifacts.model_folder import load_model
+    from toolkit.artifacts.model_folder import load_ensemble
     from toolkit.baselines.idx import is_idx, read_idx
-    from toolkit.data.loading import default_workers
     from toolkit.data.scan import scan
-    from toolkit.evaluation.scoring import predict_arrays, predict_rows
+    from toolkit.evaluation.scoring import answers_to
     from toolkit.hardware import resolve_device
     from toolkit.scores import score
+    from toolkit.tasks.own_split import split_as_trained
 
     where = resolve_device(device)
-    trained = load_model(model)
+    names = [model, *(ensemble or [])]
+    trained = load_ensemble(names, passes=mc)
     if is_idx(data):
         manifest, images = read_idx(data, classes=trained.classes)
     else:
         manifest, images = scan(data, max_pixels=trained.max_pixels, classes=trained.classes), None
-    manifest = _split_as_trained(manifest, model, data)
+    manifest = split_as_trained(manifest, names, data)
     name, rows = _pick(manifest, split)
     if out is not None:
         _make_folder(Path(out).expanduser())
-    count = default_workers(len(rows)) if workers is None else workers
-    if images is None:
-        predictions, lost = predict_rows(trained, manifest, rows, device=where, workers=count)
-    else:
-        predictions, lost = predict_arrays(trained, manifest, images, rows, device=where), ()
+    blocks = _reader(trained, manifest, images, workers)
+    answers = answers_to(trained, manifest, blocks(rows), len(rows), device=where)
+    predictions = answers.predictions
     if not len(predictions):
-        raise DataError(f"{data}: none of the {len(rows)} images can be read; the first: {lost[0][1]}")
+        raise DataError(f"{data}: none of the {len(rows)} images can be read; the first: {answers.failures[0][1]}")
     if out is not None:
         _write_tables(Path(out).expanduser(), predictions)
+    changed = None
+    if robustness:
+        changed = _robustness(trained, manifest, rows, blocks, answers, seed, where)
+        if out is not None:
+            _write_robustness(Path(out).expanduser(), changed)
     import torch
 
-    scores = score(predictions.probabilities, torch.from_numpy(predictions.labels))
-    return Evaluation(name, scores, len(manifest.quarantined) + len(lost))
+    return Evaluation(
+        name,
+        score(predictions.probabilities, torch.from_numpy(predictions.labels)),
+        len(manifest.quarantined) + len(answers.failures),
+        _alone(answers),
+        _spread(answers),
+        changed,
+    )
 
 
-def _split_as_trained(manifest: Manifest, model: str, data: str) -> Manifest:
-    """Return the Manifest with the run's own split, if the model is a run's and the data are what it trained on."""
+def _reader(
+    ensemble: Ensemble, manifest: Manifest, images: Any, workers: int | None
+) -> Callable[[Any], Iterable[Block]]:
+    """Return what reads rows of a Manifest, from its files or from the arrays in their place."""
+    from toolkit.data.loading import default_workers
+    from toolkit.evaluation.blocks import array_blocks, file_blocks
+
+    def blocks(rows: Any) -> Iterable[Block]:
+        if images is not None:
+            return array_blocks(ensemble, images, rows)
+        count = default_workers(len(rows)) if workers is None else workers
+        return file_blocks(ensemble, manifest, rows, workers=count)
+
+    return blocks
+
+
+def _robustness(
+    ensemble: Ensemble,
+    manifest: Manifest,
+    rows: Any,
+    blocks: Callable[[Any], Iterable[Block]],
+    answers: Answers,
+    seed: int,
+    device: torch.device,
+) -> Robustness:
     import numpy as np
 
-    from toolkit.artifacts.run_folder import PREDICTIONS, RunFolder
-    from toolkit.data.manifest import TRAIN, UNASSIGNED, VAL
-    from toolkit.errors import ToolkitError
-    from toolkit.progress import say
+    from toolkit.evaluation.robustness import POOL, robustness
 
-    path = Path(model).expanduser().absolute()
-    for folder in (path, path.parent):
-        try:
-            config = RunFolder.open(folder).config()
-        except ToolkitError:
-            continue
-        same = Path(str(config.get("data"))).resolve() == Path(data).expanduser().resolve()
-        if same and (manifest.splits == UNASSIGNED).any():
-            say("these are the images that the run was trained on: its own split is used again")
-            validated = _validated(folder / PREDICTIONS)
-            was_validated = np.array([path in validated for path in manifest.paths], dtype=bool)
-            splits = np.where(manifest.splits == UNASSIGNED, np.where(was_validated, VAL, TRAIN), manifest.splits)
-            return replace(manifest, splits=splits.astype(np.int8))
-    return manifest
+    lost = [row for row, _ in answers.failures]
+    readable = rows[~np.isin(rows, lost)]
+    pool = np.sort(np.random.default_rng(seed).permutation(readable)[:POOL])
+    return robustness(ensemble, manifest, blocks(readable), blocks(pool), len(readable), seed=seed, device=device)
 
 
-def _validated(file: Path) -> set[str]:
-    """Return the paths that a run validated on; raises DataError."""
-    import csv
+def _alone(answers: Answers) -> tuple[float, ...]:
+    """Return the accuracy of each model of several."""
+    labels = answers.predictions.labels
+    return tuple(float((votes == labels).mean()) for votes in answers.votes) if len(answers.votes) > 1 else ()
 
-    try:
-        with open(file, encoding="utf-8", newline="") as stream:
-            return {row["path"] for row in csv.DictReader(stream) if row["split"] == "val"}
-    except (OSError, KeyError, ValueError, csv.Error) as error:
-        raise DataError(
-            f"{file} cannot be read, and only it says which images were not trained on; copy model/ elsewhere to "
-            "score it on all of them"
-        ) from error
+
+def _spread(answers: Answers) -> tuple[float | None, float | None] | None:
+    """Return the mean spread over right and over wrong answers, None where there are none."""
+    if answers.spread is None:
+        return None
+    right = answers.predictions.predicted == answers.predictions.labels
+    means = [float(answers.spread[which].mean()) if which.any() else None for which in (right, ~right)]
+    return means[0], means[1]
 
 
 def _pick(manifest: Manifest, split: str) -> tuple[str, Any]:
@@ -164,3 +224,10 @@ def _write_tables(folder: Path, predictions: Any) -> None:
     write_confusion_csv(folder / CONFUSION, predictions)
     write_per_class_csv(folder / PER_CLASS, predictions)
     write_mistakes_csv(folder / MISTAKES, predictions)
+
+
+def _write_robustness(folder: Path, found: Robustness) -> None:
+    from toolkit.evaluation.sheet import sheet_png
+
+    publish_text(folder / ROBUSTNESS, found.to_csv())
+    publish_bytes(folder / EXAMPLES, sheet_png(found.examples, columns=5))

@@ -11,28 +11,38 @@ from toolkit.errors import DataError
 
 
 def predict(
-    model: str, paths: list[str], *, device: str = "auto", workers: int | None = None
+    model: str,
+    paths: list[str],
+    *,
+    ensemble: list[str] | None = None,
+    mc: int | None = None,
+    device: str = "auto",
+    workers: int | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Yield a record an image: path, label, probability and the top 5, or path and error for a broken file.
 
-    Decoding and preprocessing are exactly those of the training. Raises ToolkitError for a model that is missing
-    or damaged, and for paths at which there is nothing.
+    With several opinions, of models or of passes with dropout, a record also has spread: the standard deviation of
+    the label's probability over them. Decoding and preprocessing are exactly those of the
+    training. Raises ToolkitError for a model that is missing or damaged, and for paths at which there is nothing.
 
     Args:
         model: a run folder or the model folder in it
         paths: image files, folders (searched for images) and patterns such as 'photos/*.jpg'
+        ensemble: more models of the same classes; the probabilities of all are averaged, and their spread is told
+        mc: ask each model so many times with dropout, and average; the spread says how sure it is
         device: auto, cpu, cuda, cuda:1, mps
         workers: processes that decode; by the number of images and cores by default
     """
     files = image_files(paths)
-    from toolkit.artifacts.model_folder import load_model
+    from toolkit.artifacts.model_folder import load_ensemble
     from toolkit.artifacts.predict import predict_paths
     from toolkit.data.loading import default_workers
     from toolkit.hardware import resolve_device
 
     where = resolve_device(device)
     count = default_workers(len(files)) if workers is None else workers
-    return predict_paths(load_model(model), files, device=where, workers=count)
+    models = load_ensemble([model, *(ensemble or [])], passes=mc)
+    return predict_paths(models, files, device=where, workers=count)
 
 
 def image_files(paths: Sequence[str]) -> list[str]:

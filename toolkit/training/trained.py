@@ -12,6 +12,7 @@ from toolkit.backbones.backbone import Backbone
 from toolkit.data.preprocessing import Preprocessing
 from toolkit.features.prefix import Activations, in_chunks
 from toolkit.training.network import TransferNetwork
+from toolkit.training.passes import dropout_layers, sampled_logits
 
 
 class Predictor(Protocol):
@@ -28,6 +29,9 @@ class Predictor(Protocol):
 
     def logits(self, inputs: Tensor | Activations, device: torch.device | None = None) -> Tensor:
         """Return float32 (N, C) on the CPU for uint8 (N, 3, S, S)."""
+
+    def sampled_logits(self, pixels: Tensor, passes: int, device: torch.device | None = None) -> Tensor:
+        """Return float32 (K, N, C) on the CPU, the scores of K passes with dropout; SettingError without any."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,9 +69,33 @@ class TrainedModel:
         with torch.inference_mode():
             return in_chunks(lambda part: network(_to(part, device)).float(), inputs)
 
+    def sampled_logits(self, pixels: Tensor, passes: int, device: torch.device | None = None) -> Tensor:
+        """Return float32 (K, N, C) on the CPU for uint8 (N, 3, S, S), N >= 1: the scores of K passes with dropout.
+
+        Frozen stages drop nothing, and run once. Raises SettingError where nothing that was trained has dropout.
+        """
+        device = device or torch.device("cpu")
+        network = self.network.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        trained = [*network.stages[network.spec.cut :], network.head]
+        layers = [layer for part in trained for layer in dropout_layers(part)]
+        inputs: Tensor | Activations = pixels.to(device)
+        if network.spec.cut and layers:
+            inputs = network.prefix()(pixels.to(device))
+        return sampled_logits(layers, lambda row: network(_copies(inputs, row, passes)), len(pixels), device)
+
     def __str__(self) -> str:
         classes = ", ".join(self.classes[:8]) + (", …" if len(self.classes) > 8 else "")
         return f"{self.backbone} at {self.preprocessing.crop_px} px for {len(self.classes)} classes: {classes}"
+
+
+def _copies(inputs: Tensor | Activations, row: int, n: int) -> Tensor | Activations:
+    def copied(tensor: Tensor) -> Tensor:
+        return tensor[row : row + 1].expand(n, *tensor.shape[1:])
+
+    if isinstance(inputs, Tensor):
+        return copied(inputs)
+    at_cut = None if inputs.at_cut is None else copied(inputs.at_cut)
+    return Activations(at_cut, tuple(copied(part) for part in inputs.pooled))
 
 
 def _to(inputs: Tensor | Activations, device: torch.device) -> Tensor | Activations:

@@ -1,0 +1,62 @@
+"""Rows of a Manifest → blocks of pixels, decoded in every way that the models of an Ensemble want them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from toolkit.data.loading import Batch, Failure, clean_batches
+from toolkit.data.manifest import Manifest
+from toolkit.data.preprocessing import Preprocessing
+from toolkit.data.views import clean_view
+from toolkit.evaluation.ensemble import Ensemble
+from toolkit.features.prefix import CHUNK
+
+
+class Block(NamedTuple):
+    """Some images: rows int64 (N,), and for each decoding uint8 (N, 3, S, S). failures: what could not be read."""
+
+    rows: NDArray[np.int64]
+    pixels: dict[Preprocessing, Tensor]
+    failures: tuple[Failure, ...]
+
+
+def file_blocks(ensemble: Ensemble, manifest: Manifest, rows: NDArray[np.int64], *, workers: int) -> Iterator[Block]:
+    """Yield the images of the given rows, in their order, CHUNK at a time."""
+    decodings = ensemble.decodings
+    share = -(-workers // len(decodings))
+    streams = [
+        clean_batches(manifest, rows, decoding, batch_size=CHUNK, workers=share, max_pixels=ensemble.max_pixels)
+        for decoding in decodings
+    ]
+    for batches in zip(*streams, strict=True):
+        yield _block(decodings, batches)
+
+
+def array_blocks(ensemble: Ensemble, images: NDArray[np.uint8], rows: NDArray[np.int64]) -> Iterator[Block]:
+    """Yield the given rows of grey images (N, H, W), CHUNK at a time."""
+    for start in range(0, len(rows), CHUNK):
+        some = rows[start : start + CHUNK]
+        coloured = [Image.fromarray(image).convert("RGB") for image in images[some]]
+        pixels = {
+            decoding: torch.from_numpy(np.stack([clean_view(image, decoding) for image in coloured]))
+            for decoding in ensemble.decodings
+        }
+        yield Block(some, pixels, ())
+
+
+def _block(decodings: tuple[Preprocessing, ...], batches: tuple[Batch, ...]) -> Block:
+    """Join the batches of the same files; a file that one of them could not read is left out of all."""
+    failures = {row: reason for batch in batches for row, reason in batch.failures}
+    pixels = {}
+    for decoding, batch in zip(decodings, batches, strict=True):
+        lost = [row in failures for row in batch.rows.tolist()]
+        pixels[decoding] = batch.inputs[~torch.tensor(lost, dtype=torch.bool)] if any(lost) else batch.inputs
+    rows = batches[0].rows.numpy()
+    return Block(rows[~np.isin(rows, list(failures))], pixels, tuple(failures.items()))

@@ -1,0 +1,101 @@
+"""Ensemble: one or several models, each asked once or with dropout several times, and what they say together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from toolkit.data.preprocessing import Preprocessing
+from toolkit.errors import SettingError
+from toolkit.training.trained import Predictor
+
+
+class Judgement(NamedTuple):
+    """What an Ensemble says of N images.
+
+    probabilities: float64 (N, C), the mean over all opinions. spread: float64 (N,), the standard deviation over the
+    opinions of the most probable class's probability; None where there is a single opinion. votes: int64 (M, N), the
+    class that each model would have named alone.
+    """
+
+    probabilities: Tensor
+    spread: Tensor | None
+    votes: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Ensemble:
+    """M models that know the same classes: their probabilities are averaged, all with the same weight.
+
+    passes: 0, or how often each model is asked with units dropped. classes: in the first model's order.
+    """
+
+    members: tuple[Predictor, ...]
+    passes: int
+    orders: tuple[Tensor, ...]
+
+    @classmethod
+    def of(cls, members: Sequence[Predictor], *, passes: int | None = None, names: Sequence[str] = ()) -> Ensemble:
+        """Return the ensemble; raises SettingError for models of other classes, and for a single pass.
+
+        names: what the models are called in errors.
+        """
+        if passes is not None and passes < 2:
+            raise SettingError(f"mc: at least 2 passes expected, got {passes}")
+        classes = members[0].classes
+        orders = []
+        for number, member in enumerate(members):
+            if set(member.classes) != set(classes):
+                name = names[number] if names else f"model {number + 1}"
+                raise SettingError(f"ensemble: {name} knows other classes: {_difference(classes, member.classes)}")
+            orders.append(torch.tensor([member.classes.index(label) for label in classes]))
+        return cls(tuple(members), passes or 0, tuple(orders))
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Return the names of the classes, in the order of the probabilities."""
+        return self.members[0].classes
+
+    @property
+    def max_pixels(self) -> int:
+        """Return the size above which one of the models refuses an image."""
+        return min(member.max_pixels for member in self.members)
+
+    @property
+    def decodings(self) -> tuple[Preprocessing, ...]:
+        """Return the different ways in which the models want pixels; what is done to values later is left out."""
+        return tuple(dict.fromkeys(decoding_of(member) for member in self.members))
+
+    def judge(self, pixels: Mapping[Preprocessing, Tensor], device: torch.device) -> Judgement:
+        """Return the Judgement of N >= 1 images, given as uint8 (N, 3, S, S) in every one of the `decodings`."""
+        opinions, votes = [], []
+        for member, order in zip(self.members, self.orders, strict=True):
+            own = pixels[decoding_of(member)]
+            asked = self.passes > 0
+            logits = member.sampled_logits(own, self.passes, device) if asked else member.logits(own, device)[None]
+            chances = logits.double().softmax(dim=-1)[..., order]
+            opinions.append(chances)
+            votes.append(chances.mean(0).argmax(dim=1))
+        together = torch.cat(opinions)
+        probabilities = together.mean(0)
+        best = probabilities.argmax(dim=1)
+        spread = together[:, torch.arange(len(best)), best].std(0) if len(together) > 1 else None
+        return Judgement(probabilities, spread, torch.stack(votes))
+
+
+def decoding_of(model: Predictor) -> Preprocessing:
+    """Return how a file becomes a model's pixels, whatever is done to their values later."""
+    return replace(model.preprocessing, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+
+
+def _difference(ours: Sequence[str], theirs: Sequence[str]) -> str:
+    more, less = sorted(set(theirs) - set(ours)), sorted(set(ours) - set(theirs))
+    parts = [("has", more)] if more else []
+    parts += [("lacks", less)] if less else []
+    return ", ".join(
+        f"it {verb} {names[0]!r}" + (f" and {len(names) - 1} more" * (len(names) > 1)) for verb, names in parts
+    )
