@@ -202,7 +202,7 @@ def _golden_pixels(size_px: int) -> Tensor:
 
 
 def _golden_logits(model: Model) -> Tensor:
-    return model.logits(_golden_pixels(model.preprocessing.crop_px))
+    return model.one_pass(_golden_pixels(model.preprocessing.crop_px))
 
 
 def _check_golden(model: Model, expected: Tensor, folder: Path, versions: dict[str, str]) -> None:

@@ -49,16 +49,22 @@ class BaselineModel:
         """Return float32 (N, C) on the CPU for uint8 (N, 3 or 1, S, S), or rows that were read of such pixels.
 
         A net always runs in float32 and in passes of one fixed size, so that an image's scores do not depend on its
-        company; neighbours are exact whatever the company is.
+        company; so are features made by hand, and neighbours are exact whatever the company is.
         """
         assert isinstance(inputs, Tensor)
         device = device or torch.device("cpu")
         network = self.network.eval().to(device)
         with torch.inference_mode():
             if isinstance(network.body, Neighbours):
-                scores: Tensor = network(inputs.to(device))
+                scores: Tensor = network.body(self._rows(inputs, device))
                 return scores.cpu()
             return in_chunks(lambda part: network(part.to(device)).float(), inputs)
+
+    def one_pass(self, pixels: Tensor) -> Tensor:
+        """Return float32 (N, C) for uint8 (N, 3 or 1, S, S) in one pass of just these images, on the CPU."""
+        with torch.inference_mode():
+            scores: Tensor = self.network.eval().to("cpu")(pixels)
+            return scores.float()
 
     def sampled_logits(self, pixels: Tensor, passes: int, device: torch.device | None = None) -> Tensor:
         """Return float32 (K, N, C) on the CPU for N >= 1 images: the scores of K passes with dropout.
@@ -68,11 +74,17 @@ class BaselineModel:
         device = device or torch.device("cpu")
         network = self.network.eval().to(device)
         with torch.inference_mode():
-            rows = network.reading(pixels.to(device))
+            rows = self._rows(pixels, device)
         layers = dropout_layers(network.body)
         return sampled_logits(
-            layers, lambda i: network.body(rows[i : i + 1].flatten(1).expand(passes, -1)), len(rows), device
+            layers, lambda row, n: network.body(rows[row : row + 1].expand(n, -1)), len(rows), passes, device
         )
+
+    def _rows(self, inputs: Tensor, device: torch.device) -> Tensor:
+        """Return the rows (N, D) of images in passes of one fixed size; rows pass as they are."""
+        if inputs.ndim == 2:
+            return inputs.to(device)
+        return in_chunks(lambda part: self.network.reading(part.to(device)), inputs).to(device)
 
     def __str__(self) -> str:
         kind = "neighbours" if isinstance(self.network.body, Neighbours) else "net"
