@@ -59,9 +59,9 @@ def strategy_for(key: str) -> str:
 
 
 def test_every_number_has_a_range() -> None:
-    assert set(BELOW_AND_ABOVE) == set(module._RANGES)
+    assert set(BELOW_AND_ABOVE) == set(module.RANGES)
     numbers = {key for key, hint in Options.__annotations__.items() if "int" in hint or "float" in hint}
-    assert numbers - {"taps"} == set(module._RANGES)
+    assert numbers - {"taps"} == set(module.RANGES)
 
 
 @pytest.mark.parametrize("key", BELOW_AND_ABOVE)

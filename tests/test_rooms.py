@@ -15,6 +15,7 @@ PACKAGE = Path(toolkit.__file__).parent
 # a person can set in their words, and only planning, tasks and the command line read it.
 ROOMS = ["errors", "storage", "progress", "hardware", "scores", "data", "backbones", "features", "heads", "plan"]
 ROOMS += [
+    "settings",
     "options",
     "training",
     "planning",

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from toolkit.baselines import module, neighbours, net
-from toolkit.baselines.options import _RANGES, DEFAULTS, NAMES, TRAINED, USED_BY, BaselineOptions
+from toolkit.baselines.options import DEFAULTS, NAMES, RANGES, TRAINED, USED_BY, BaselineOptions
 from toolkit.errors import SettingError
 from toolkit.reference.activations import ACTIVATIONS
 from toolkit.reference.initializers import INITIALIZERS
@@ -42,7 +42,7 @@ def test_names_are_those_of_the_code() -> None:
     assert NAMES["loss"] == module.LOSSES and NAMES["optimizer"] == module.OPTIMIZERS
     assert NAMES["schedule"] == module.SCHEDULES and NAMES["layers"] == net.LAYERS
     assert NAMES["metric"] == neighbours.METRICS and NAMES["search"] == neighbours.SEARCHES
-    assert set(_RANGES) == set(BAD)
+    assert set(RANGES) == set(BAD)
 
 
 @pytest.mark.parametrize("key", BAD)

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import math
-import numbers
-import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from toolkit.backbones import names
-from toolkit.errors import SettingError, unknown_name
+from toolkit.errors import SettingError
+from toolkit.settings import COMMON_RANGES, NUMBER, Range, check_backbone, check_settings, plain_values
 
 # Spelled out here, where their own files would import torch; a test holds them together.
 NAMES: dict[str, tuple[str, ...]] = {
@@ -103,49 +99,9 @@ class BaselineOptions:
     cache_dir: str | None = None
 
     def __post_init__(self) -> None:
-        for key, value in vars(self).items():  # numbers of NumPy and others become Python's
-            if type(value) is bool:
-                continue
-            if isinstance(value, numbers.Integral):
-                object.__setattr__(self, key, int(value))
-            elif isinstance(value, numbers.Real):
-                object.__setattr__(self, key, float(value))
-        for key, known in NAMES.items():
-            value = getattr(self, key)
-            if value not in known and not (value is None and getattr(BaselineOptions, key) is None):
-                raise unknown_name(key, str(value), known)
-        for key, (kind, test, wanted) in _RANGES.items():
-            value = getattr(self, key)
-            if value is None and getattr(BaselineOptions, key) is None:
-                continue
-            number = isinstance(value, kind) and not isinstance(value, bool)
-            if not number or not math.isfinite(value) or not test(value):
-                raise SettingError(f"{key}: {wanted} expected, got {value!r}")
-        self._check_lists()
-        self._check_others()
+        check_settings(self, NAMES, RANGES)
+        check_backbone(self.backbone)
         self._refuse_unused()
-
-    def _check_lists(self) -> None:
-        for key, least, wanted in (("hidden", 1, "sizes such as 256,128,100"), ("taps", 0, "stages such as 5,6,7")):
-            value = getattr(self, key)
-            if value is None:
-                continue
-            whole = isinstance(value, (list, tuple)) and all(type(n) is int and n >= least for n in value)
-            if not whole or not value or (key == "taps" and len(set(value)) < len(value)):
-                raise SettingError(f"{key}: {wanted} expected, got {value!r}")
-
-    def _check_others(self) -> None:
-        for key in ("batchnorm", "cache"):
-            if not isinstance(getattr(self, key), bool):
-                raise SettingError(f"{key}: true or false expected, got {getattr(self, key)!r}")
-        for key in ("weights", "cache_dir"):
-            if getattr(self, key) is not None and not isinstance(getattr(self, key), (str, os.PathLike)):
-                raise SettingError(f"{key}: a path expected, got {getattr(self, key)!r}")
-        if self.cache is False and self.cache_dir is not None:
-            raise SettingError("cache_dir is not used where cache is false; remove it")
-        name = self.backbone
-        if name is not None and name not in names.plain_names() and not str(name).startswith(names.TIMM_PREFIX):
-            raise unknown_name("backbone", str(name), names.plain_names())
 
     def _refuse_unused(self) -> None:
         for key, models in USED_BY.items():
@@ -178,26 +134,16 @@ class BaselineOptions:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for a YAML file; files by their absolute paths."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        for key in ("weights", "cache_dir"):
-            if values[key] is not None:
-                values[key] = str(Path(values[key]).expanduser().absolute())
-        return {key: list(value) if isinstance(value, (list, tuple)) else value for key, value in values.items()}
+        return plain_values(self)
 
 
-_Test = Callable[[Any], bool]
-_RANGES: dict[str, tuple[type | tuple[type, ...], _Test, str]] = {
-    "dropout": ((int, float), lambda x: 0 <= x < 1, "a share of units from 0 to below 1"),
-    "lr": ((int, float), lambda x: 0 < x <= 100, "a number above 0, at most 100,"),
-    "l1": ((int, float), lambda x: 0 <= x <= 10, "a number from 0 to 10"),
-    "l2": ((int, float), lambda x: 0 <= x <= 10, "a number from 0 to 10"),
-    "epochs": (int, lambda x: 1 <= x <= 100_000, "1 to 100000"),
-    "batch_size": (int, lambda x: 1 <= x <= 1_000_000, "1 to 1000000"),
-    "patience": (int, lambda x: x >= 1, "at least 1 epoch"),
-    "k": (int, lambda x: x >= 1, "at least 1 neighbour"),
-    "image_size": (int, lambda x: 4 <= x <= 4096, "4 to 4096 pixels"),
-    "val": ((int, float), lambda x: 0 <= x < 1, "a fraction from 0 to below 1"),
-    "max_pixels": (int, lambda x: x >= 1, "at least 1 pixel"),
-    "seed": (int, lambda x: 0 <= x < 2**32, "0 to 2**32 − 1"),
-    "workers": (int, lambda x: 0 <= x <= 1024, "0 to 1024 processes"),
+RANGES: dict[str, Range] = {
+    **COMMON_RANGES,
+    "dropout": Range(NUMBER, lambda x: 0 <= x < 1, "a share of units from 0 to below 1"),
+    "l1": Range(NUMBER, lambda x: 0 <= x <= 10, "a number from 0 to 10"),
+    "l2": Range(NUMBER, lambda x: 0 <= x <= 10, "a number from 0 to 10"),
+    "batch_size": Range(int, lambda x: 1 <= x <= 1_000_000, "1 to 1000000"),
+    "k": Range(int, lambda x: x >= 1, "at least 1 neighbour"),
+    "image_size": Range(int, lambda x: 4 <= x <= 4096, "4 to 4096 pixels"),
+    "val": Range(NUMBER, lambda x: 0 <= x < 1, "a fraction from 0 to below 1"),
 }

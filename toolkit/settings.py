@@ -1,0 +1,95 @@
+"""What the options of every verb share: how a dataclass of them is checked, and written down as plain values."""
+
+from __future__ import annotations
+
+import math
+import numbers
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from toolkit.backbones import names
+from toolkit.errors import SettingError, unknown_name
+
+PATHS = ("weights", "cache_dir")
+LISTS = {"taps": (0, "distinct stage numbers"), "hidden": (1, "sizes such as 256,128,100")}
+
+
+class Range(NamedTuple):
+    """The values of a number: its kind, a test, and what is expected in words."""
+
+    kind: type | tuple[type, ...]
+    holds: Callable[[Any], bool]
+    wanted: str
+
+
+NUMBER = (int, float)
+COMMON_RANGES = {
+    "epochs": Range(int, lambda x: 1 <= x <= 100_000, "1 to 100000"),
+    "lr": Range(NUMBER, lambda x: 0 < x <= 100, "a number above 0, at most 100,"),
+    "patience": Range(int, lambda x: x >= 1, "at least 1 epoch"),
+    "max_pixels": Range(int, lambda x: x >= 1, "at least 1 pixel"),
+    "seed": Range(int, lambda x: 0 <= x < 2**32, "0 to 2**32 − 1"),
+    "workers": Range(int, lambda x: 0 <= x <= 1024, "0 to 1024 processes"),
+}
+
+
+def check_settings(options: Any, known: Mapping[str, Sequence[str]], ranges: Mapping[str, Range]) -> None:
+    """Raise SettingError, one line, for a value of a frozen dataclass that is unknown or out of range.
+
+    known: names that a key may have. ranges: of numbers. A value may be None where that is its default. Numbers of
+    NumPy and others become Python's, in place.
+    """
+    for key, value in vars(options).items():
+        if isinstance(value, bool):
+            continue
+        if isinstance(value, numbers.Integral):
+            object.__setattr__(options, key, int(value))
+        elif isinstance(value, numbers.Real):
+            object.__setattr__(options, key, float(value))
+    values = {k: v for k, v in vars(options).items() if not (v is None and getattr(type(options), k) is None)}
+    for key in known:
+        if key in values and values[key] not in known[key]:
+            raise unknown_name(key, str(values[key]), known[key])
+    for key, (types, holds, wanted) in ranges.items():
+        if key not in values:
+            continue
+        value = values[key]
+        number = isinstance(value, types) and not isinstance(value, bool)
+        if not number or not math.isfinite(value) or not holds(value):
+            raise SettingError(f"{key}: {wanted} expected, got {value!r}")
+    for key in LISTS:
+        if key in values:
+            _check_list(key, values[key])
+    for key in (field.name for field in fields(options) if isinstance(field.default, bool)):
+        if not isinstance(values[key], bool):
+            raise SettingError(f"{key}: true or false expected, got {values[key]!r}")
+    for key in PATHS:
+        if key in values and not isinstance(values[key], (str, os.PathLike)):
+            raise SettingError(f"{key}: a path expected, got {values[key]!r}")
+    if not options.cache and options.cache_dir is not None:
+        raise SettingError("cache_dir is not used where cache is false; remove it")
+
+
+def _check_list(key: str, value: Any) -> None:
+    least, wanted = LISTS[key]
+    whole = isinstance(value, (list, tuple)) and all(type(number) is int and number >= least for number in value)
+    if not whole or not value or (key == "taps" and len(set(value)) < len(value)):
+        raise SettingError(f"{key}: {wanted} expected, got {value!r}")
+
+
+def check_backbone(name: Any) -> None:
+    """Raise SettingError for a name that no backbone has; modules of a user's own, and None, pass."""
+    if isinstance(name, str) and name not in names.plain_names() and not name.startswith(names.TIMM_PREFIX):
+        raise unknown_name("backbone", name, names.plain_names())
+
+
+def plain_values(options: Any) -> dict[str, Any]:
+    """Return the values of a dataclass for a YAML file; files by their absolute paths."""
+    values = {field.name: getattr(options, field.name) for field in fields(options)}
+    for key in PATHS:
+        if values[key] is not None:
+            values[key] = str(Path(values[key]).expanduser().absolute())
+    return {key: list(value) if isinstance(value, (list, tuple)) else value for key, value in values.items()}
