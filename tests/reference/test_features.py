@@ -80,6 +80,13 @@ def test_the_direction_of_a_slope_is_its_bin():
         assert torch.allclose(oriented_gradients(image + 100, cell_px=8, bins=4), found, atol=1e-6)
 
 
+def test_the_smallest_images_that_fit():
+    assert oriented_gradients(images_of(2, 1, 16, 16)).shape == (2, 36)
+    assert oriented_gradients(images_of(2, 1, 1, 1), cell_px=1, bins=1, block_cells=1).tolist() == [[0.0], [0.0]]
+    assert colour_histogram(images_of(2, 3, 1, 1), bins=1, space="rgb").tolist() == [[1.0] * 3] * 2
+    assert colour_histogram(images_of(2, 3, 1, 1)).shape == (2, 8)
+
+
 def test_a_flat_image_has_no_edges_and_no_hue():
     flat = torch.full((2, 3, 16, 16), 77, dtype=torch.uint8)
     assert hand_made_features(flat).abs().max() == 0
@@ -141,7 +148,15 @@ def test_under_another_light_gradients_serve_neighbours_better_than_pixels():
         (lambda: oriented_gradients(images_of(1, 2, 16, 16)), r"\(1, 2, 16, 16\)"),
         (lambda: oriented_gradients(images_of(1, 3, 15, 16)), "at least 16 × 16"),
         (lambda: oriented_gradients(images_of(1, 3, 16, 16), cell_px=0), "cell_px ≥ 1, got 0"),
+        (lambda: oriented_gradients(images_of(1, 3, 16, 15)), "at least 16 × 16"),
+        (lambda: oriented_gradients(images_of(1, 3, 16, 16), bins=0), "bins ≥ 1, got 0"),
+        (lambda: oriented_gradients(images_of(1, 3, 16, 16), block_cells=0), "block_cells ≥ 1, got 0"),
+        (lambda: oriented_gradients(images_of(1, 3, 16, 16)[0]), r"of shape \(3, 16, 16\)"),
+        (lambda: colour_histogram(images_of(1, 3, 0, 2)), r"of shape \(1, 3, 0, 2\)"),
+        (lambda: colour_histogram(images_of(1, 3, 2, 0)), r"of shape \(1, 3, 2, 0\)"),
+        (lambda: hand_made_features(torch.zeros(1, 3, 16, 16)), "uint8 .* got torch.float32"),
         (lambda: colour_histogram(images_of(1, 3, 2, 2), bins=0), "bins ≤ 256, got 0"),
+        (lambda: colour_histogram(images_of(1, 3, 2, 2), bins=257), "bins ≤ 256, got 257"),
         (lambda: colour_histogram(images_of(1, 3, 2, 2), space="lab"), "'hue' or 'rgb', got 'lab'"),
         (lambda: colour_histogram(images_of(1, 1, 2, 2)), "got grey"),
     ],

@@ -161,6 +161,14 @@ def test_equals_share_the_gradient_of_their_maximum():
     hold(lambda a: a.max(), lambda a: a.amax(), x)
 
 
+@pytest.mark.parametrize("name", ["sum", "mean", "max"])
+def test_over_all_dimensions_there_is_none_to_keep(name):
+    x = numbers(2, 3)
+    result, (gradient,) = gradients(lambda a: getattr(a, name)(keepdim=True), x)
+    expected, (other,) = gradients(lambda a: getattr(a, name)(), x)
+    assert result.data.shape == () and torch.equal(result.data, expected.data) and torch.equal(gradient, other)
+
+
 def test_relu_is_flat_at_zero_and_shows_nan():
     _, (gradient,) = gradients(lambda a: a.relu().sum(), torch.tensor([-1.0, 0.0, 2.0]))
     assert gradient.tolist() == [0.0, 0.0, 1.0]
@@ -208,6 +216,9 @@ def test_constants_take_the_dtype_of_the_expression():
     y.sum().backward()
     assert y.data.dtype == x.grad.dtype == torch.float32 and x.grad.tolist() == [0.5, 0.5]
     assert Node(1).data.dtype == torch.float64 and Node(1).data.shape == ()
+    single = Node(torch.tensor(3.0))
+    for value in (single + 2, 2 - single, single * 2, 2 / single):
+        assert value.data.dtype == torch.float32
     assert repr(Node(1.0)) == "Node(1.0, grad=None)"
 
 

@@ -124,6 +124,7 @@ def test_without_history_the_gradient_itself_comes_back_as_a_copy():
         ((0.15, 0.2), 0.25, (0.075, 0.1), 2),  # ‖2x‖ = 1/2, so t = lr
         ((0.15, 0.2), 1.0, (0.0, 0.0), 3),  # t = 1 leads to −x, which is no better, t = 1/2 to the minimum
         ((1.0,), 4.0, (0.0,), 4),  # t = 2 leads to −3x, t = 1 to −x
+        ((1.0,), 1e-5, (1 - 1e-5,), 2),  # a short step owes only what the slope promises for its length
         ((1.0,), 1.99, (-0.99,), 2),  # t = 0.995: little better, but by more than 1e-4 of what the slope promises
     ],
 )
@@ -152,17 +153,31 @@ def scripted(x, *answers):
     return closure
 
 
-@pytest.mark.parametrize(("cosine", "kept"), [(-0.5, 0), (0.0, 0), (1e-11, 0), (1e-9, 1), (0.5, 1)])
-def test_a_pair_counts_if_the_gradient_grows_along_it_for_sure(cosine, kept):
-    """The first step is (−1, 0); the gradient changes by 3 in a direction of that cosine with it."""
-    x = parameter(0.0, 0.0)
+def test_a_straight_slope_has_no_curvature_to_remember():
+    x = parameter(0.0)
     optimizer = LBFGS([x])
-    change = vector(-cosine, math.sqrt(1 - cosine**2)) * 3
+    assert descend(optimizer, [x], lambda x: x.sum(), 3) == [0.0, -1.0, -2.0]
+    assert x.item() == -3.0 and optimizer.state[x]["steps"] == []
+
+
+def test_a_step_whose_gain_is_lost_to_rounding_is_taken():
+    x = parameter(0.0)
+    assert LBFGS([x]).step(scripted(x, (1.0, (1e-12,)))) == 1.0
+    assert x.item() == -1e-12
+
+
+@pytest.mark.parametrize(("cosine", "kept"), [(-0.5, 0), (0.0, 0), (1e-11, 0), (1e-9, 1), (0.5, 1)])
+@pytest.mark.parametrize(("lr", "size"), [(1.0, 3.0), (1e-3, 3.0), (1.0, 1e-6)])
+def test_a_pair_counts_if_the_gradient_grows_along_it_for_sure(lr, size, cosine, kept):
+    """The first step is (−lr, 0); the gradient changes by `size` in a direction of that cosine with it."""
+    x = parameter(0.0, 0.0)
+    optimizer = LBFGS([x], lr)
+    change = vector(-cosine, math.sqrt(1 - cosine**2)) * size
     optimizer.step(scripted(x, (0.0, (1.0, 0.0)), (-1.0, (vector(1, 0) + change).tolist())))
     state = optimizer.state[x]
-    assert x.tolist() == [-1.0, 0.0] and len(state["steps"]) == len(state["changes"]) == kept
+    assert x.tolist() == [-lr, 0.0] and len(state["steps"]) == len(state["changes"]) == kept
     if kept:
-        assert state["steps"][0].tolist() == [-1.0, 0.0]
+        assert state["steps"][0].tolist() == [-lr, 0.0]
         assert state["changes"][0].tolist() == pytest.approx(change.tolist(), abs=1e-15)
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -77,6 +80,44 @@ def test_equals_brute_force_with_ties(n, n_queries, width, k, kind, levels, seed
     assert predicted.tolist() == expected.tolist()
 
 
+@pytest.mark.parametrize("metric", ["l1", "l2"])
+@pytest.mark.parametrize("seed", range(8))
+def test_distances_of_bytes_are_exact(metric, seed):
+    """So no tie is lost to rounding; the root itself may be rounded to either side."""
+    x, queries, labels = small_problem(40, 9, 100, (0, 1), seed)
+    model = NearestNeighbors(7, metric).fit(torch.from_numpy(x), torch.from_numpy(labels))
+    near, rows = model.neighbors(torch.from_numpy(queries))
+    expected, expected_rows, _ = brute_force(queries, x, labels, 7, metric)
+    assert near.numpy() == pytest.approx(expected, rel=1e-15, abs=0) and np.array_equal(rows.numpy(), expected_rows)
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 4, 5])
+def test_of_equals_the_earlier_rows_are_taken_wherever_they_stand(k):
+    query = torch.zeros(1, 1, dtype=torch.uint8)
+    for values in itertools.product((0, 1, 2), repeat=5):
+        x = torch.tensor(values, dtype=torch.uint8)[:, None]
+        near, rows = NearestNeighbors(k, "l2").fit(x, torch.arange(5)).neighbors(query)
+        expected = sorted(range(5), key=lambda row: (values[row], row))[:k]
+        assert rows.tolist() == [expected] and near.tolist() == [[values[row] for row in expected]]
+
+
+def test_rows_far_from_zero_keep_their_distances():
+    """‖a‖² + ‖b‖² − 2 a·b is 10¹⁷ here, of which float64 keeps 16 digits."""
+    x = 1e8 + torch.randn(30, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    near, rows = NearestNeighbors(5, "l2").fit(x, torch.arange(30)).neighbors(x[:9] + 0.5)
+    expected, expected_rows, _ = brute_force((x[:9] + 0.5).numpy(), x.numpy(), np.arange(30), 5, "l2")
+    assert near.numpy() == pytest.approx(expected, rel=1e-8) and np.array_equal(rows.numpy(), expected_rows)
+
+
+def test_sums_that_a_small_dtype_cannot_hold():
+    half = torch.tensor([[0.0] * 100, [1000.0] * 100], dtype=torch.float16)  # whose largest number is 65,504
+    near, _ = NearestNeighbors(2, "l1").fit(half, torch.arange(2)).neighbors(half[:1])
+    assert near.tolist() == [[0.0, 100_000.0]]
+    wide = torch.tensor([[255] * 65_794 + [1]], dtype=torch.uint8)  # the sum is odd and over 2²⁴: no float32
+    near, _ = NearestNeighbors(1, "l1").fit(wide, torch.arange(1)).neighbors(torch.zeros_like(wide))
+    assert near.tolist() == [[16_777_471.0]]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("metric", METRICS)
 def test_floating_rows_equal_brute_force(metric, dtype, monkeypatch):
@@ -133,10 +174,47 @@ def test_two_threads_find_what_one_finds_and_torchs_threads_stay(dtype, monkeypa
     assert all(torch.equal(one, other) for one, other in zip(alone, together, strict=True))
 
 
+@pytest.mark.parametrize(("own", "n_threads", "apart"), [(True, 2, True), (True, 1, False), (False, 2, False)])
+def test_own_threads_have_one_of_torchs_each(own, n_threads, apart):
+    before = torch.get_num_threads()
+    torch.set_num_threads(n_threads)
+    found = []
+    try:
+        with neighbors._workers(own) as run:
+            run(lambda i: found.append((i, threading.current_thread() is not threading.main_thread())), range(5))
+            assert torch.get_num_threads() == (1 if apart else n_threads)
+    finally:
+        torch.set_num_threads(before)
+    assert sorted(found) == [(i, apart) for i in range(5)]
+
+
+def test_only_l1_asks_for_threads_of_its_own(monkeypatch):
+    asked, workers = [], neighbors._workers
+    monkeypatch.setattr(neighbors, "_workers", lambda own: asked.append(own) or workers(own))
+    for metric in METRICS:
+        NearestNeighbors(1, metric).fit(torch.ones(3, 2), torch.arange(3)).predict(torch.ones(1, 2))
+    assert asked == [True, False, False]
+
+
 def test_votes():
-    labels = torch.tensor([[2, 0, 0, 2], [2, 0, 0, 2], [2, 1, 0, 0], [5, 5, 1, 1], [9, 7, 3, 1]])
-    distances = torch.tensor([[1.0, 2, 3, 4], [1, 1, 2, 2], [0, 1, 2, 3], [1, 2, 3, torch.inf], [3, 3, 3, 3]])
-    assert majority(labels, distances).tolist() == [2, 0, 0, 5, 1]
+    labels = torch.tensor([[2, 0, 0, 2], [2, 0, 0, 2], [2, 1, 0, 0], [5, 5, 1, 1], [9, 7, 3, 1], [7, 7, 7, 1]])
+    inf = torch.inf
+    distances = torch.tensor(
+        [[1.0, 2, 3, 4], [1, 1, 2, 2], [0, 1, 2, 3], [1, 2, 3, inf], [3, 3, 3, 3], [inf, inf, inf, inf]]
+    )
+    assert majority(labels, distances).tolist() == [2, 0, 0, 5, 1, 7]
+
+
+def test_the_defaults_are_the_notes_nearest_neighbour():
+    model = NearestNeighbors().fit(torch.tensor([[0.0, 0.0], [3.0, 0.0], [2.0, 2.0]]), torch.tensor([4, 5, 6]))
+    near, rows = model.neighbors(torch.tensor([[0.0, 3.5]]))
+    assert (near.tolist(), rows.tolist()) == ([[3.5]], [[0]])  # or, by Σ (a − b)², the last one
+
+
+def test_the_cosine_of_short_and_of_long_rows():
+    x = torch.tensor([[0.125, 0.0], [0.0, 0.25], [300.0, 400.0]], dtype=torch.float64)
+    near, rows = NearestNeighbors(3, "cosine").fit(x, torch.arange(3)).neighbors(x[2:] / 1000)
+    assert near[0].tolist() == pytest.approx([0.0, 0.2, 0.4], abs=1e-12) and rows.tolist() == [[2, 1, 0]]
 
 
 def test_nothing_to_predict_and_rows_of_zeros():
@@ -157,6 +235,7 @@ def test_nothing_to_predict_and_rows_of_zeros():
         (lambda: NearestNeighbors().fit(torch.zeros(3, 2), torch.zeros(3)), "whole-number labels, got torch.float32"),
         (lambda: NearestNeighbors().fit(torch.zeros(3, 2).int(), torch.zeros(3).long()), "uint8 or floating"),
         (lambda: NearestNeighbors().predict(torch.zeros(3, 2)), "fit before predict"),
+        (lambda: NearestNeighbors().fit(torch.full((3, 2), torch.inf), torch.arange(3)), "got 6 that are not"),
         (lambda: fitted().predict(torch.full((1, 2), torch.nan)), "finite numbers, got 2 that are not"),
         (lambda: fitted().predict(torch.zeros(3, 5)), r"\(Q, \*\(2,\)\), got torch.float32 \(3, 5\)"),
         (lambda: fitted().predict(torch.zeros(3, 2).double()), "torch.float32 .* got torch.float64"),

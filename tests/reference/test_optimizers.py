@@ -201,6 +201,39 @@ def test_impossible_settings_are_refused(build, said):
         build(weights())
 
 
+def test_the_default_settings():
+    x, none = [torch.nn.Parameter(torch.zeros(1))], {"weight_decay": 0.0}
+    assert SGD(x, 0.1).defaults == {"lr": 0.1, **none}
+    assert Momentum(x, 0.1).defaults == Nesterov(x, 0.1).defaults == {"lr": 0.1, "mu": 0.9, **none}
+    assert AdaGrad(x).defaults == {"lr": 0.01, "eps": 1e-7, **none}
+    assert RMSProp(x).defaults == {"lr": 0.01, "decay_rate": 0.99, "eps": 1e-7, **none}
+    assert Adam(x).defaults == {"lr": 0.001, "betas": (0.9, 0.999), "eps": 1e-8, **none}
+
+
+def test_the_lower_ends_of_the_ranges_are_allowed():
+    """Without memory the rules are those of the gradient, or of its sign, alone."""
+    for build, expected in (
+        (lambda p: SGD(p, 0.0), 1.0),
+        (lambda p: Momentum(p, 0.25, mu=0.0), 0.0),
+        (lambda p: Nesterov(p, 0.25, mu=0.0), 0.0),
+        (lambda p: AdaGrad(p, 0.25, eps=0.0), 0.75),
+        (lambda p: RMSProp(p, 0.25, decay_rate=0.0, eps=0.0), 0.75),
+        (lambda p: Adam(p, 0.25, betas=(0.0, 0.0), eps=0.0), 0.75),
+    ):
+        x = torch.nn.Parameter(torch.tensor(1.0))
+        x.grad = torch.tensor(4.0)
+        build([x]).step()
+        assert x.item() == expected
+
+
+def test_without_weight_decay_an_infinite_weight_stays_one():
+    mine, theirs = (torch.nn.Parameter(torch.tensor([math.inf, 1.0])) for _ in range(2))
+    for x, optimizer in ((mine, SGD([mine], 0.5)), (theirs, torch.optim.SGD([theirs], 0.5))):
+        x.grad = torch.ones(2)
+        optimizer.step()
+    assert mine.tolist() == theirs.tolist() == [math.inf, 0.5]
+
+
 def test_a_sparse_gradient_is_refused():
     x = torch.nn.Parameter(torch.zeros(3))
     x.grad = torch.sparse_coo_tensor([[1]], [1.0], (3,), check_invariants=True)

@@ -2,114 +2,30 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
-from tests.photos import make_photos
-from tests.training.tiny import assert_equal
+from tests.killing import Killed, read_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-# Saves after every step instead of every minute, says so and waits a little (steps from the store take milliseconds):
-# a kill leaves checkpoints of mid-epoch behind.
-DRIVER = """\
-import sys
-import time
-from toolkit.cli import main
-from toolkit.training import checkpoints
-
-save = checkpoints.WholeCheckpointIO.save_checkpoint
-
-
-def save_and_say(self, checkpoint, path, storage_options=None):
-    save(self, checkpoint, path, storage_options)
-    print("saved", checkpoint["global_step"], file=sys.stderr, flush=True)
-    time.sleep(0.1)
-
-
-checkpoints.SECONDS_BETWEEN_SAVES = 0.0
-checkpoints.WholeCheckpointIO.save_checkpoint = save_and_say
-if __name__ == "__main__":
-    sys.exit(main())
-"""
 SETTINGS = [
     "--strategy=partial",
     "--image_size=32",
     "--epochs=4",
     "--batch_size=8",
     "--val=0.25",
-    "--device=cpu",
 ]
 
 
-class Work:
-    """A folder with photographs, the driver, and the undisturbed run."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.photos = make_photos(folder / "photos", {"cat": 20, "dog": 20, "owl": 20})
-        self.driver = folder / "driver.py"
-        self.driver.write_text(DRIVER)
-        self.whole = folder / "whole"
-        code, said = self.finish(self.command(self.whole, 0))
-        assert code == 0, said
-
-    def command(self, out: Path, workers: int) -> list[str]:
-        return ["finetune", str(self.photos), "--out", str(out), "--workers", str(workers), *SETTINGS]
-
-    def start(self, words: list[str]) -> subprocess.Popen[str]:
-        """Start the command in a process group of its own, one thread a process."""
-        return subprocess.Popen(
-            [sys.executable, str(self.driver), *words],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-
-    def finish(self, words: list[str]) -> tuple[int, str]:
-        """Run the command to its end; return its exit code and what it said."""
-        process = self.start(words)
-        said = process.communicate()[1]
-        return process.returncode, said
-
-    def assert_as_undisturbed(self, out: Path) -> None:
-        assert_equal(*(load_file(run / "model" / "model.safetensors") for run in (out, self.whole)))
-        for name in ("predictions.csv", "quarantine.csv", "confusion.csv"):
-            assert (out / name).read_bytes() == (self.whole / name).read_bytes()
-        assert history(out) == history(self.whole)
-        assert not (out / "checkpoints").exists()
-
-
-def history(run: Path) -> list[dict[str, str]]:
-    with open(run / "history.csv", newline="") as file:
-        return [{key: value for key, value in row.items() if key != "seconds"} for row in csv.DictReader(file)]
-
-
 @pytest.fixture(scope="module")
-def work(tmp_path_factory) -> Work:
-    return Work(tmp_path_factory.mktemp("kills"))
-
-
-def read_until(process: subprocess.Popen[str], marker: str | tuple[str, ...]) -> str:
-    """Read stderr up to a line that begins with `marker` (or one of several), or to its end; return what was read."""
-    lines = []
-    for line in process.stderr:
-        lines.append(line)
-        if line.startswith(marker):
-            break
-    return "".join(lines)
+def work(tmp_path_factory: pytest.TempPathFactory) -> Killed:
+    return Killed(tmp_path_factory.mktemp("kills"), "finetune", SETTINGS)
 
 
 # What stderr shows when a part begins: nothing (imports, scan), the manifest (extraction), the features' count (head,
@@ -125,7 +41,7 @@ MOMENTS: dict[int, list[str | tuple[str, ...]]] = {
 def test_killed_again_and_again(work, tmp_path, workers):
     chance = random.Random(workers)
     out = tmp_path / "run"
-    words = [*work.command(out, workers), "--cache_dir", str(tmp_path / "cache")]  # its own: it shall extract, too
+    words = work.command(out, workers)
     killed_in_epoch = 0
     for marker in MOMENTS[workers]:
         process = work.start(words)
