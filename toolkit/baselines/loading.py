@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +12,6 @@ from torch import Tensor
 from toolkit.baselines.inputs import Inputs
 from toolkit.data.datamodule import ManifestData
 from toolkit.data.manifest import TRAIN, VAL, Manifest
-from toolkit.errors import ArtifactError
 
 UNIT_STEPS = 32  # optimizer steps that are handed over together, see BaselineModule
 UNIT_BYTES = 64 << 20  # or fewer, where their images are large
@@ -77,14 +75,11 @@ class BaselineData(ManifestData):
     """Inputs and labels of a split Manifest for a BaselineModule of the same `batch_size`."""
 
     def __init__(self, manifest: Manifest, inputs: Inputs, *, batch_size: int, seed: int) -> None:
-        super().__init__()
-        self.manifest = manifest
+        super().__init__(manifest)
         self.inputs = inputs
         self.labels = torch.from_numpy(manifest.labels)
         self.batch_size = batch_size
         self.seed = seed
-        self._train: UnitLoader | None = None
-        self._position: dict[str, int] | None = None
 
     @property
     def steps_an_epoch(self) -> int:
@@ -96,29 +91,12 @@ class BaselineData(ManifestData):
         row_bytes = max(1, self.inputs.values[:1].nbytes)
         steps = max(1, min(UNIT_STEPS, UNIT_BYTES // (row_bytes * self.batch_size)))
         rows = self.manifest.rows(TRAIN)
-        self._train = UnitLoader(self.inputs, self.labels, rows, seed=self.seed, unit=steps * self.batch_size)
-        if self._position is not None:
-            self._train.load_state_dict(self._position)
-            self._position = None
-        return self._train
+        unit = steps * self.batch_size
+        return self._resumed(UnitLoader(self.inputs, self.labels, rows, seed=self.seed, unit=unit))
 
     def val_dataloader(self) -> ValLoader:
         """Return the loader of the validation rows, in their order."""
         return ValLoader(self.inputs, self.labels, self.manifest.rows(VAL))
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the position in the epoch and what the data looked like."""
-        position = self._train.state_dict() if self._train else {"epoch": -1, "units": 0}
-        return {"position": position, "fingerprint": self.manifest.fingerprint()}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from `state_dict`'s position; ArtifactError where the data are not those of the checkpoint."""
-        if state_dict["fingerprint"] != self.manifest.fingerprint():
-            raise ArtifactError(
-                f"{self.manifest.root}: the images are not those of the checkpoint (files were added, removed or moved "
-                "since); put them back, or start a new run"
-            )
-        self._position = state_dict["position"]
 
 
 class ValLoader:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
@@ -18,10 +18,47 @@ from toolkit.data.views import AUGMENTATIONS, augmentation
 from toolkit.errors import ArtifactError
 
 
-class ManifestData(LightningDataModule):
-    """A LightningDataModule of a split Manifest: what `toolkit.training.fit` trains on."""
+class Resumable(Protocol):
+    """A loader that knows how far its epoch has got, and can go on from there."""
 
-    manifest: Manifest
+    def state_dict(self) -> dict[str, int]: ...
+
+    def load_state_dict(self, state: dict[str, int]) -> None: ...
+
+
+_Loader = TypeVar("_Loader", bound=Resumable)
+
+
+class ManifestData(LightningDataModule):
+    """A LightningDataModule of a split Manifest: what `toolkit.training.fit` trains on, and resumes in mid-epoch."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        super().__init__()
+        self.manifest = manifest
+        self._training: Resumable | None = None
+        self._position: dict[str, int] | None = None
+
+    def _resumed(self, loader: _Loader) -> _Loader:
+        """Keep the training loader, whose position checkpoints hold, and send it to that of a loaded one."""
+        self._training = loader
+        if self._position is not None:
+            loader.load_state_dict(self._position)
+            self._position = None
+        return loader
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position in the epoch and what the data looked like."""
+        position = None if self._training is None else self._training.state_dict()
+        return {"position": position, "fingerprint": self.manifest.fingerprint()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from `state_dict`'s position; ArtifactError where the data are not those of the checkpoint."""
+        if state_dict["fingerprint"] != self.manifest.fingerprint():
+            raise ArtifactError(
+                f"{self.manifest.root}: the images are not those of the checkpoint (files were added, removed or moved "
+                "since); put them back, or start a new run"
+            )
+        self._position = state_dict["position"]
 
 
 class ImageFolderData(ManifestData):
@@ -52,9 +89,8 @@ class ImageFolderData(ManifestData):
         stored: ViewSource | None = None,
         by_source: bool = False,
     ) -> None:
-        super().__init__()
         manifest = source if isinstance(source, Manifest) else scan(source, max_pixels=max_pixels)
-        self.manifest = assign_splits(manifest, val=val, seed=seed)
+        super().__init__(assign_splits(manifest, val=val, seed=seed))
         self.preprocessing = preprocessing
         self.batch_size = batch_size
         self.augment = augmentation(augment)
@@ -66,8 +102,6 @@ class ImageFolderData(ManifestData):
         self.by_source = by_source
         self.failures: dict[int, str] = {}
         self.last_batch: Batch | None = None
-        self._train_loader: ResumableLoader | None = None
-        self._position: dict[str, int] | None = None
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -76,11 +110,7 @@ class ImageFolderData(ManifestData):
 
     def train_dataloader(self) -> ResumableLoader:
         """Return the loader of the training split: shuffled, augmented, resumable."""
-        self._train_loader = self._loader(TRAIN, views=self.views, shuffle=True)
-        if self._position is not None:
-            self._train_loader.load_state_dict(self._position)
-            self._position = None
-        return self._train_loader
+        return self._resumed(self._loader(TRAIN, views=self.views, shuffle=True))
 
     def val_dataloader(self) -> ResumableLoader:
         """Return the loader of the validation split: clean views in path order."""
@@ -97,18 +127,12 @@ class ImageFolderData(ManifestData):
         return batch.inputs, batch.labels
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the position in the epoch, the files that failed and what the data looked like."""
-        position = self._train_loader.state_dict() if self._train_loader else {"epoch": -1, "batches": 0}
-        return {"position": position, "failures": self.failures, "fingerprint": self.manifest.fingerprint()}
+        """Return the position in the epoch, what the data looked like and the files that failed."""
+        return {**super().state_dict(), "failures": self.failures}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from `state_dict`'s position; ArtifactError where the data are not those of the checkpoint."""
-        if state_dict["fingerprint"] != self.manifest.fingerprint():
-            raise ArtifactError(
-                f"{self.manifest.root}: the images are not those of the checkpoint (files were added, removed or moved "
-                "since); put them back, or start a new run"
-            )
-        self._position = state_dict["position"]
+        super().load_state_dict(state_dict)
         self.failures = dict(state_dict["failures"])
 
     def _record(self, failures: tuple[Failure, ...]) -> None:
