@@ -52,6 +52,7 @@ def parse(name: str, verb: Verb, function: Callable[..., Any], words: list[str])
 
     hints, parameters = get_type_hints(function, localns=_NO_TORCH), inspect.signature(function).parameters
     words, file = _without_config(_spelled_as_keys(words, parameters, hints))
+    _refuse_repeated(words, [key for key in parameters if _is_list(hints[key], of=str)])
     values = {} if file is None else _from_yaml(file, {key: hints[key] for key in parameters})
     parser = _parser(name, verb, function, hints, values)
     try:
@@ -178,6 +179,14 @@ def _spelled_as_keys(words: list[str], parameters: Iterable[str], hints: dict[st
             word = f"[{word}]"
         spelled.append(word)
     return spelled
+
+
+def _refuse_repeated(words: list[str], keys: Iterable[str]) -> None:
+    """Raise NotUnderstoodError where a list is given by two flags: the parser would forget the first."""
+    flags = [word.partition("=")[0] for word in (words[: words.index("--")] if "--" in words else words)]
+    for key in keys:
+        if flags.count(f"--{key}") > 1:
+            raise NotUnderstoodError(f"--{key} is given twice; name all after one: --{key} A B")
 
 
 def _is_list(hint: Any, *, of: type | None = None) -> bool:

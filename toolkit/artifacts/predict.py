@@ -42,10 +42,10 @@ def predict_paths(
 
 
 def _record(classes: Sequence[str], said: Judgement, number: int) -> dict[str, Any]:
-    values, order = said.probabilities[number].topk(min(TOP, len(classes)))
+    values, order = said.probabilities[number].sort(descending=True, stable=True)  # the first of equals is named
     top = [
         {"label": classes[label], "probability": value}
-        for label, value in zip(order.tolist(), values.tolist(), strict=True)
+        for label, value in zip(order[:TOP].tolist(), values[:TOP].tolist(), strict=True)
     ]
     spread = {} if said.spread is None else {"spread": float(said.spread[number])}
     return {**top[0], **spread, "top": top}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import NamedTuple
 
 import torch
@@ -17,9 +18,9 @@ from toolkit.training.trained import Predictor
 class Judgement(NamedTuple):
     """What an Ensemble says of N images.
 
-    probabilities: float64 (N, C), the mean over all opinions. spread: float64 (N,), the standard deviation over the
-    opinions of the most probable class's probability; None where there is a single opinion. votes: int64 (M, N), the
-    class that each model would have named alone.
+    probabilities: float32 (N, C), the mean over all opinions: summed up in float64, so that equals stay equal. spread:
+    float64 (N,), the standard deviation over the opinions of the most probable class's probability; None where there
+    is a single opinion. votes: int64 (M, N), the class that each model would have named alone.
     """
 
     probabilities: Tensor
@@ -79,17 +80,29 @@ class Ensemble:
             logits = member.sampled_logits(own, self.passes, device) if asked else member.logits(own, device)[None]
             chances = logits.double().softmax(dim=-1)[..., order]
             opinions.append(chances)
-            votes.append(chances.mean(0).argmax(dim=1))
+            votes.append(_mean(chances).argmax(dim=1))
         together = torch.cat(opinions)
-        probabilities = together.mean(0)
+        probabilities = _mean(together).float()
         best = probabilities.argmax(dim=1)
-        spread = together[:, torch.arange(len(best)), best].std(0) if len(together) > 1 else None
+        spread = _deviation(together[:, torch.arange(len(best)), best]) if len(together) > 1 else None
         return Judgement(probabilities, spread, torch.stack(votes))
 
 
 def decoding_of(model: Predictor) -> Preprocessing:
     """Return how a file becomes a model's pixels, whatever is done to their values later."""
     return replace(model.preprocessing, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+
+
+def _mean(opinions: Tensor) -> Tensor:
+    """Return the mean over the first axis; torch's own adds up in an order that depends on the number of images."""
+    total: Tensor = reduce(torch.add, opinions)
+    return total / len(opinions)
+
+
+def _deviation(opinions: Tensor) -> Tensor:
+    """Return the standard deviation over the first axis (n − 1), in the same way."""
+    total: Tensor = reduce(torch.add, (opinions - _mean(opinions)).square())
+    return (total / (len(opinions) - 1)).sqrt()
 
 
 def _difference(ours: Sequence[str], theirs: Sequence[str]) -> str:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from toolkit.data.manifest import Manifest
 from toolkit.data.preprocessing import Preprocessing
+from toolkit.errors import DataError
 from toolkit.evaluation.blocks import Block
 from toolkit.evaluation.changes import CHANGES, DRAWS, Change
 from toolkit.evaluation.csv_text import csv_text
@@ -151,12 +152,14 @@ def _outcomes(hits: NDArray[np.bool_], labels: NDArray[np.int64], classes: tuple
     named = ((CLEAN, "", ""), *((change.name, change.stands_for, change.text) for change in CHANGES))
     for (name, stands_for, strength), column in zip(named, hits, strict=True):
         lost = hits[0].astype(float) - column
+        drop = float(lost.mean())
         by_class = tuple(
             (classes[label], int((labels == label).sum()), float(column[labels == label].mean()))
             for label in np.unique(labels)
         )
-        margin = 1.96 * float(lost.std()) / math.sqrt(len(lost))
-        found.append(Outcome(name, stands_for, strength, column, float(lost.mean()), margin, by_class))
+        variance = float((lost**2).mean()) - drop**2  # sums of whole numbers, the same in any order of the images
+        margin = 1.96 * math.sqrt(variance / len(lost))
+        found.append(Outcome(name, stands_for, strength, column, drop, margin, by_class))
     return tuple(found)
 
 
@@ -174,6 +177,8 @@ def _draws(seed: int, change: Change, path: str) -> Tensor:
 def _joined(pool: Iterable[Block]) -> Block:
     blocks = list(pool)
     rows = np.concatenate([block.rows for block in blocks])
+    if not len(rows):
+        raise DataError("none of the images that were scored can be read any more")
     pixels = {key: torch.cat([block.pixels[key] for block in blocks]) for key in blocks[0].pixels}
     return Block(rows, pixels, ())
 

@@ -46,7 +46,7 @@ def answers_to(
                 rows.append(block.rows)
             counter.advance(len(block.rows) + len(block.failures))
     n_classes, n_models = len(ensemble.classes), len(ensemble.members)
-    chances = torch.cat([torch.empty(0, n_classes, dtype=torch.float64), *(part.probabilities for part in found)])
+    chances = torch.cat([torch.empty(0, n_classes), *(part.probabilities for part in found)])
     votes = torch.cat([torch.empty(n_models, 0, dtype=torch.int64), *(part.votes for part in found)], dim=1)
     spreads = [part.spread for part in found if part.spread is not None]
     spread = torch.cat(spreads).numpy() if spreads else None

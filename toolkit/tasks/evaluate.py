@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from toolkit.errors import DataError, unknown_name
+from toolkit.errors import DataError, SettingError, unknown_name
 from toolkit.storage import publish_bytes, publish_text
+from toolkit.tasks.predict import check_workers
 
 if TYPE_CHECKING:
     import torch
@@ -94,6 +95,9 @@ def evaluate(
     """
     if split not in SPLITS:
         raise unknown_name("split", split, SPLITS)
+    check_workers(workers)
+    if not 0 <= seed < 2**32:
+        raise SettingError(f"seed: 0 to 2**32 − 1 expected, got {seed!r}")
     from toolkit.artifacts.model_folder import load_ensemble
     from toolkit.baselines.idx import is_idx, read_idx
     from toolkit.data.scan import scan
@@ -109,22 +113,19 @@ def evaluate(
         manifest, images = read_idx(data, classes=trained.classes)
     else:
         manifest, images = scan(data, max_pixels=trained.max_pixels, classes=trained.classes), None
-    manifest = split_as_trained(manifest, names, data)
+    manifest = split_as_trained(manifest, names, data, split)
     name, rows = _pick(manifest, split)
-    if out is not None:
-        _make_folder(Path(out).expanduser())
+    folder = None if out is None else _make_folder(Path(out).expanduser().absolute(), data)
     blocks = _reader(trained, manifest, images, workers)
     answers = answers_to(trained, manifest, blocks(rows), len(rows), device=where)
     predictions = answers.predictions
     if not len(predictions):
         raise DataError(f"{data}: none of the {len(rows)} images can be read; the first: {answers.failures[0][1]}")
-    if out is not None:
-        _write_tables(Path(out).expanduser(), predictions)
-    changed = None
-    if robustness:
-        changed = _robustness(trained, manifest, rows, blocks, answers, seed, where)
-        if out is not None:
-            _write_robustness(Path(out).expanduser(), changed)
+    if folder is not None:
+        _write_tables(folder, predictions)
+    changed = _robustness(trained, manifest, rows, blocks, answers, seed, where) if robustness else None
+    if folder is not None and changed is not None:
+        _write_robustness(folder, changed)
     import torch
 
     return Evaluation(
@@ -203,17 +204,20 @@ def _pick(manifest: Manifest, split: str) -> tuple[str, Any]:
     return split, rows_of[split]
 
 
-def _make_folder(folder: Path) -> None:
-    """Make the folder of the tables before the work; a run's own tables are not to be replaced."""
+def _make_folder(folder: Path, data: str) -> Path:
+    """Make the folder of the tables before the work; a run's own tables are not to be replaced, nor photos mixed."""
     from toolkit.artifacts.run_folder import CONFIG
     from toolkit.errors import ArtifactError
+    from toolkit.tasks.ending import check_apart
 
+    check_apart(data, folder)
     if (folder / CONFIG).exists():
         raise ArtifactError(f"{folder} holds a run, whose tables would be replaced; choose another --out")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ArtifactError(f"{folder}: cannot be written ({error.strerror}); choose another --out") from error
+    return folder
 
 
 def _write_tables(folder: Path, predictions: Any) -> None:

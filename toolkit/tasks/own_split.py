@@ -10,27 +10,25 @@ from pathlib import Path
 import numpy as np
 
 from toolkit.artifacts.run_folder import PREDICTIONS, RunFolder
-from toolkit.data.manifest import TRAIN, UNASSIGNED, VAL, Manifest
+from toolkit.data.manifest import TEST, TRAIN, UNASSIGNED, VAL, Manifest
 from toolkit.errors import DataError, ToolkitError
 from toolkit.progress import say
 
 
-def split_as_trained(manifest: Manifest, models: Sequence[str], data: str) -> Manifest:
+def split_as_trained(manifest: Manifest, models: Sequence[str], data: str, split: str) -> Manifest:
     """Return the Manifest with the split of the runs that were trained on these very images and divided them.
 
     Images that every such run validated on become val, all others train: no image is scored that one of several
-    models has learned by heart. Raises DataError where nothing is left.
+    models has learned by heart. Raises DataError where `split` is auto and there is none: no such image, no test image.
     """
     divided = manifest.splits == UNASSIGNED
     runs = [folder for model in models if (folder := _run_on(model, data)) is not None] if divided.any() else []
     if not runs:
         return manifest
-    unseen = set.intersection(*(_validated(folder / PREDICTIONS) for folder in runs))
-    if not unseen:
-        raise DataError(
-            f"{data}: every image was trained on by one of the {len(runs)} models, which were validated on different "
-            "ones; train them with the same --seed and --val, or score them on other images"
-        )
+    unseen = set(manifest.paths).intersection(*(_validated(folder / PREDICTIONS) for folder in runs))
+    tested = bool(((manifest.splits == TEST) & (manifest.labels >= 0)).any())
+    if split == "auto" and not unseen and not tested:
+        raise DataError(_nothing_new(data, len(runs)))
     if len(runs) == 1:
         say("these are the images that the run was trained on: its own split is used again")
     else:
@@ -40,6 +38,16 @@ def split_as_trained(manifest: Manifest, models: Sequence[str], data: str) -> Ma
     was_validated = np.array([path in unseen for path in manifest.paths], dtype=bool)
     splits = np.where(divided, np.where(was_validated, VAL, TRAIN), manifest.splits)
     return replace(manifest, splits=splits.astype(np.int8))
+
+
+def _nothing_new(data: str, n_runs: int) -> str:
+    """Return what is wrong where every image was trained on, and what to do."""
+    if n_runs == 1:
+        return f"{data}: the run was trained on every image; score it on other images, or on these with --split all"
+    return (
+        f"{data}: every image was trained on by one of the {n_runs} models; train them with the same --seed and --val, "
+        "or score them on other images"
+    )
 
 
 def _run_on(model: str, data: str) -> Path | None:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from toolkit.errors import DataError
+from toolkit.errors import DataError, SettingError
 
 
 def predict(
@@ -22,8 +22,8 @@ def predict(
     """Yield a record an image: path, label, probability and the top 5, or path and error for a broken file.
 
     With several opinions, of models or of passes with dropout, a record also has spread: the standard deviation of
-    the label's probability over them. Decoding and preprocessing are exactly those of the
-    training. Raises ToolkitError for a model that is missing or damaged, and for paths at which there is nothing.
+    the label's probability over them. Decoding and preprocessing are exactly those of the training. Raises
+    ToolkitError for a model that is missing or damaged, and for paths at which there is nothing.
 
     Args:
         model: a run folder or the model folder in it
@@ -33,6 +33,7 @@ def predict(
         device: auto, cpu, cuda, cuda:1, mps
         workers: processes that decode; by the number of images and cores by default
     """
+    check_workers(workers)
     files = image_files(paths)
     from toolkit.artifacts.model_folder import load_ensemble
     from toolkit.artifacts.predict import predict_paths
@@ -43,6 +44,12 @@ def predict(
     count = default_workers(len(files)) if workers is None else workers
     models = load_ensemble([model, *(ensemble or [])], passes=mc)
     return predict_paths(models, files, device=where, workers=count)
+
+
+def check_workers(workers: int | None) -> None:
+    """Raise SettingError for a number of processes that cannot be."""
+    if workers is not None and not 0 <= workers <= 1024:
+        raise SettingError(f"workers: 0 to 1024 processes expected, got {workers!r}")
 
 
 def image_files(paths: Sequence[str]) -> list[str]:
