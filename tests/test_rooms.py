@@ -13,7 +13,19 @@ import toolkit
 PACKAGE = Path(toolkit.__file__).parent
 # Each may import itself and what stands before it. options stands behind plan and the backbones' names: it says what
 # a person can set in their words, and only planning, tasks and the command line read it.
-ROOMS = ["errors", "storage", "progress", "hardware", "scores", "data", "backbones", "features", "heads", "plan"]
+ROOMS = [
+    "errors",
+    "allocator",
+    "storage",
+    "progress",
+    "hardware",
+    "scores",
+    "data",
+    "backbones",
+    "features",
+    "heads",
+    "plan",
+]
 ROOMS += [
     "settings",
     "options",

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import Any
 
+from toolkit.allocator import keep_freed_memory
 from toolkit.errors import LOST_WORKER, Interrupted, ToolkitError, unknown_name
 from toolkit.flags import NotUnderstoodError, Verb, parse
 
@@ -124,6 +125,7 @@ def _run(name: str, words: list[str]) -> int:
     except SystemExit as end:  # help was asked for
         return int(end.code or 0)
     as_json = values.pop("json", False)
+    keep_freed_memory()
     _show(name, function(**values), values, as_json)
     return 0
 

@@ -151,7 +151,7 @@ class ResumableLoader(DataLoader[Any]):
             collate_fn=dataset.collate,
             pin_memory=pin,
             generator=torch.Generator().manual_seed(0),
-            persistent_workers=False,
+            persistent_workers=workers > 0,
             worker_init_fn=leave_signals,
             timeout=LOST_AFTER_S if workers else 0,
         )

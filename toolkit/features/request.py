@@ -23,7 +23,7 @@ from toolkit.errors import SettingError
 from toolkit.features.prefix import CHUNK, FrozenPrefix
 from toolkit.features.sample import sample_images
 
-FORMAT = 1  # of the store; another number, another folder
+FORMAT = 2  # of the store; another number, another folder
 PIXELS, SOURCE, SIZE = "pixels", "source", "size"
 
 

@@ -49,7 +49,7 @@ def train_tail(folder: RunFolder, prepared: Prepared, job: Job) -> tuple[Transfe
         augment=plan.augmentation,
         views=plan.views,
         seed=options.seed,
-        workers=worker_count(options, len(manifest)),
+        workers=_workers(prepared, job),
         max_pixels=options.max_pixels,
         stored=prepared.views,
         by_source=plan.cut == 0,
@@ -72,6 +72,17 @@ def train_tail(folder: RunFolder, prepared: Prepared, job: Job) -> tuple[Transfe
     )
     module.network.prefix_dtype = None  # what is shipped runs in float32
     return module.network, data.failures
+
+
+def _workers(prepared: Prepared, job: Job) -> int:
+    """Return how many processes make the batches.
+
+    None by itself where a CPU trains on stored images: cutting a view from one takes 1 % of a step or less, and each
+    process that begins makes the system copy, page by page, the memory that training then writes to.
+    """
+    if prepared.views is not None and job.device.type == "cpu" and job.options.workers is None:
+        return 0
+    return worker_count(job.options, len(prepared.manifest))
 
 
 def _class_weights(prepared: Prepared) -> list[float]:
