@@ -231,6 +231,80 @@ def test_a_prefix_gives_the_same_numbers_whatever_comes_behind_it(depth):
         assert all(torch.equal(one, other) for one, other in zip(part.pooled, whole.pooled, strict=False))
 
 
+class Padding(nn.Conv2d):
+    """A convolution that is said not to pad and pads its input in a step of its own; `before` of it at the front."""
+
+    def __init__(self, *shape: int, before: float = 0.5, mode: str = "constant", **settings) -> None:
+        super().__init__(*shape, **settings)
+        self.before, self.mode = before, mode
+
+    def forward(self, x: Tensor) -> Tensor:
+        sides: list[int] = []
+        for n, k, step, apart in zip(x.shape[2:], self.kernel_size, self.stride, self.dilation, strict=True):
+            missing = max(0, (-(-n // step) - 1) * step + (k - 1) * apart + 1 - n)
+            first = int(missing * self.before)
+            sides = [first, missing - first, *sides]
+        return super().forward(F.pad(x, sides, mode=self.mode))
+
+
+def plain_convolutions(stages: nn.Module) -> int:
+    return sum(type(module) is nn.Conv2d for module in stages.modules())
+
+
+@pytest.mark.parametrize("size", [23, 24])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"stride": 2},
+        {"stride": 2, "groups": 3, "bias": False},
+        {"stride": (1, 2)},
+        {"stride": 3},
+        {"stride": 1},
+        {"stride": 1, "dilation": 2},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("kernel", [2, 3, 5, (3, 4)], ids=str)
+def test_padding_goes_into_the_kernel(size, settings, kernel):
+    stage = nn.Sequential(Padding(3, 6, kernel, **settings), norm(6), nn.ReLU(), conv(6, 4))
+    folded = check([stage], left=0, images=sample(size))
+    height, width = folded[0][0].kernel_size
+    sides = kernel if isinstance(kernel, tuple) else (kernel, kernel)
+    shape = zip(sides, folded[0][0].stride, (size, size), strict=True)
+    missing = [max(0, (-(-n // step) - 1) * step + (k - 1) * settings.get("dilation", 1) + 1 - n) for k, step, n in shape]
+    odd_and_spread = settings.get("dilation", 1) > 1 and any(n % 2 for n in missing)
+    assert type(folded[0][0]) is (Padding if odd_and_spread or not any(missing) else nn.Conv2d)
+    if type(folded[0][0]) is nn.Conv2d:
+        assert (height, width) == tuple(k + n % 2 for k, n in zip(sides, missing, strict=True))
+        images = sample(size).flip(3)
+        assert folded[0](images).shape == stage(images).shape
+
+
+@pytest.mark.parametrize("settings", [{"before": 0.0}, {"before": 1.0}, {"mode": "reflect"}], ids=str)
+def test_padding_of_another_kind_stays(settings):
+    """Four rows are missing: two on either side is what is meant by "same"."""
+    stage = nn.Sequential(Padding(3, 6, 5, **settings), norm(6))
+    assert plain_convolutions(check([stage], left=1)) == 0
+
+
+def test_padding_without_a_norm_behind_it():
+    assert plain_convolutions(check([Padding(3, 6, 3, stride=2), nn.ReLU()], left=0)) == 1
+
+
+def test_a_padding_convolution_used_at_two_sizes_stays():
+    stage = Used(lambda m, x: m.first(m.first(x)), first=Padding(3, 3, 3, stride=2))
+    assert plain_convolutions(check([stage], left=0)) == 0
+
+
+def test_the_embedded_family_pads_nowhere():
+    """Its layers are TensorFlow's; at the size of its images none copies its input any more."""
+    backbone = family("efficientnet_lite0")
+    folded = frozen_copies(backbone.stages, sample(SIZES.get("efficientnet_lite0", 32)))
+    convolutions = [module for module in folded.modules() if isinstance(module, nn.Conv2d)]
+    before = [module for module in nn.ModuleList(backbone.stages).modules() if isinstance(module, nn.Conv2d)]
+    assert len(convolutions) == len(before) == plain_convolutions(folded) > plain_convolutions(nn.ModuleList(before))
+
+
 # families whose norms cannot all be folded: DenseNet's stand before its convolutions
 LEFT = {"densenet121": 62}
 
