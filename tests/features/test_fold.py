@@ -271,7 +271,9 @@ def test_padding_goes_into_the_kernel(size, settings, kernel):
     height, width = folded[0][0].kernel_size
     sides = kernel if isinstance(kernel, tuple) else (kernel, kernel)
     shape = zip(sides, folded[0][0].stride, (size, size), strict=True)
-    missing = [max(0, (-(-n // step) - 1) * step + (k - 1) * settings.get("dilation", 1) + 1 - n) for k, step, n in shape]
+    missing = [
+        max(0, (-(-n // step) - 1) * step + (k - 1) * settings.get("dilation", 1) + 1 - n) for k, step, n in shape
+    ]
     odd_and_spread = settings.get("dilation", 1) > 1 and any(n % 2 for n in missing)
     assert type(folded[0][0]) is (Padding if odd_and_spread or not any(missing) else nn.Conv2d)
     if type(folded[0][0]) is nn.Conv2d:

@@ -127,6 +127,20 @@ def test_an_image_has_the_same_features_in_any_batch(monkeypatch):
     assert hand_made_features(images[:0]).shape == (0, 80)
 
 
+@pytest.mark.parametrize(("channels", "space"), [(1, "rgb"), (3, "hue")], ids=["grey", "colour"])
+def test_hand_made_features_are_both_side_by_side(channels, space):
+    images = images_of(3, channels, 24, 16)
+    parts = [oriented_gradients(images, 8), colour_histogram(images, space=space)]
+    assert torch.equal(hand_made_features(images), torch.cat(parts, dim=1))
+
+
+def test_one_image_may_be_larger_than_a_block(monkeypatch):
+    images = images_of(3, 3, 20, 24)
+    whole = hand_made_features(images)
+    monkeypatch.setattr(features, "BLOCK_PIXELS", 100)
+    assert torch.equal(hand_made_features(images), whole)
+
+
 def test_under_another_light_gradients_serve_neighbours_better_than_pixels():
     digits, labels = load_digits(return_X_y=True)
     generator = torch.Generator().manual_seed(0)
@@ -155,6 +169,7 @@ def test_under_another_light_gradients_serve_neighbours_better_than_pixels():
         (lambda: colour_histogram(images_of(1, 3, 0, 2)), r"of shape \(1, 3, 0, 2\)"),
         (lambda: colour_histogram(images_of(1, 3, 2, 0)), r"of shape \(1, 3, 2, 0\)"),
         (lambda: hand_made_features(torch.zeros(1, 3, 16, 16)), "uint8 .* got torch.float32"),
+        (lambda: hand_made_features(torch.zeros(16, dtype=torch.uint8)), r"of shape \(16,\)"),
         (lambda: colour_histogram(images_of(1, 3, 2, 2), bins=0), "bins ≤ 256, got 0"),
         (lambda: colour_histogram(images_of(1, 3, 2, 2), bins=257), "bins ≤ 256, got 257"),
         (lambda: colour_histogram(images_of(1, 3, 2, 2), space="lab"), "'hue' or 'rgb', got 'lab'"),
