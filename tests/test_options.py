@@ -33,6 +33,7 @@ BELOW_AND_ABOVE: dict[str, tuple[list[Any], list[Any]]] = {
     "clip": ([0, -1.0], []),
     "label_smoothing": ([-0.1], [1.0]),
     "patience": ([0], []),
+    "mixing": ([0, -0.5], [1.01]),
     "val": ([0, 0.0, -0.2], [1, 1.0, 20]),
     "max_pixels": ([0], []),
     "seed": ([-1], [2**32]),

@@ -29,6 +29,7 @@ USED_BY: dict[str, tuple[str, ...]] = {
     "weights": ("head", "partial", "full"),
     "head": ("head", "partial", "full"),
     "folds": ("head",),
+    "mixing": ("partial", "full"),
     **dict.fromkeys(
         (
             "epochs",
@@ -73,6 +74,7 @@ class Options:
     clip: float | None = None
     label_smoothing: float | None = None
     patience: int | None = None
+    mixing: float | None = None
     class_weights: str = "none"
     val: float = 0.2
     max_pixels: int = 50_000_000
@@ -121,5 +123,6 @@ RANGES: dict[str, Range] = {
     "accumulate": Range(int, lambda x: 1 <= x <= 65_536, "1 to 65536"),
     "clip": Range(NUMBER, lambda x: x > 0, "a gradient norm above 0"),
     "label_smoothing": Range(NUMBER, lambda x: 0 <= x < 1, "a number from 0 to below 1"),
+    "mixing": Range(NUMBER, lambda x: 0 < x <= 1, "a share above 0, at most 1"),
     "val": Range(NUMBER, lambda x: 0 < x < 1, "a fraction between 0 and 1"),
 }

@@ -72,7 +72,8 @@ class TransferPlan:
     cut: first trainable stage (n_stages for `head`). taps: stages whose pooled outputs feed the head.
     lr: the head's learning rate (None where a closed solver needs none). multipliers: by stage, then the head.
     views: distinct seeded views of a training image. similarity, probes, runner_up, predicted: measured
-    evidence, None where nothing measured them. overridden: keys that the user set.
+    evidence, None where nothing measured them. overridden: keys that the user set. verdict: how much of the fine-tuning
+    was kept, and why (`toolkit.training.mixing.Verdict`); None where nobody had to judge.
     """
 
     strategy: str
@@ -94,6 +95,7 @@ class TransferPlan:
     runner_up: str | None = None
     predicted: dict[str, Any] | None = None
     overridden: tuple[str, ...] = ()
+    verdict: dict[str, Any] | None = None
 
     def freeze_spec(self) -> FreezeSpec:
         """Return the freezing that this plan declares."""

@@ -15,6 +15,7 @@ from toolkit.data.scan import scan
 from toolkit.evaluation.blocks import Block, array_blocks, file_blocks
 from toolkit.evaluation.ensemble import Ensemble
 from toolkit.evaluation.scoring import answers_to
+from toolkit.features.prefix import CHUNK
 
 
 def both_sizes() -> Ensemble:
@@ -25,7 +26,7 @@ def test_every_image_is_there_once_in_the_order_asked_for(tmp_path: Path) -> Non
     manifest = photos(tmp_path / "photos", {"cat": 15, "dog": 15, "owl": 10})
     rows = np.random.default_rng(0).permutation(len(manifest))
     blocks = list(file_blocks(both_sizes(), manifest, rows, workers=0))
-    assert [len(block.rows) for block in blocks] == [32, 8]
+    assert [len(block.rows) for block in blocks] == [CHUNK, CHUNK, 40 - 2 * CHUNK]
     assert np.concatenate([block.rows for block in blocks]).tolist() == rows.tolist()
     (whole,) = file_blocks(both_sizes(), manifest, rows[3:4], workers=0)
     for key, pixels in whole.pixels.items():
@@ -95,7 +96,7 @@ def test_grey_arrays_are_read_as_their_files_would_be(tmp_path: Path) -> None:
             file_blocks(both_sizes(), manifest, rows, workers=0),
         )
     )
-    assert len(arrays) == len(files) == 2
+    assert len(arrays) == len(files) == 3
     for mine, theirs in zip(arrays, files, strict=True):
         assert mine.rows.tolist() == theirs.rows.tolist() and mine.failures == ()
         assert all(torch.equal(mine.pixels[key], theirs.pixels[key]) for key in theirs.pixels)

@@ -25,6 +25,7 @@ from toolkit.evaluation.changes import CHANGES, Change
 from toolkit.evaluation.ensemble import Ensemble
 from toolkit.evaluation.robustness import Robustness, robustness
 from toolkit.evaluation.sheet import sheet_png
+from toolkit.features.prefix import CHUNK
 
 
 def found(ensemble: Ensemble, manifest: Manifest, order: Any = None, pool: Any = None, seed: int = 0) -> Robustness:
@@ -86,10 +87,10 @@ def test_dropout_at_test_time_is_as_repeatable(manifest: Manifest) -> None:
 
 
 def test_unchanged_is_what_is_scored(ensemble: Ensemble, manifest: Manifest, whole: Robustness) -> None:
-    (first, *_), labels = file_blocks(ensemble, manifest, np.arange(32), workers=0), manifest.labels[:32]
+    (first, *_), labels = file_blocks(ensemble, manifest, np.arange(CHUNK), workers=0), manifest.labels[:CHUNK]
     named = ensemble.judge(first.pixels, CPU).probabilities.argmax(1).numpy()
     clean = whole.outcomes[0]
-    assert clean.hits[:32].tolist() == (named == labels).tolist()
+    assert clean.hits[:CHUNK].tolist() == (named == labels).tolist()
     assert (clean.name, clean.drop, clean.margin) == ("unchanged", 0.0, 0.0)
 
 
@@ -233,6 +234,6 @@ def test_the_sheet_opens_and_shows_every_picture(whole: Robustness) -> None:
 
 def test_blocks_without_images_are_passed_over(ensemble: Ensemble, manifest: Manifest, whole: Robustness) -> None:
     lost = Block(np.empty(0, np.int64), {key: torch.empty(0) for key in ensemble.decodings}, ((0, "gone"),))
-    (block, *_) = file_blocks(ensemble, manifest, np.arange(20), workers=0)
-    result = robustness(ensemble, manifest, [lost, block], [block], 21, seed=0, device=CPU)
-    assert len(result.outcomes[0].hits) == 20
+    (block,) = file_blocks(ensemble, manifest, np.arange(14), workers=0)
+    result = robustness(ensemble, manifest, [lost, block], [block], 15, seed=0, device=CPU)
+    assert len(result.outcomes[0].hits) == 14

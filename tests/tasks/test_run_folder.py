@@ -87,7 +87,7 @@ def test_metrics_have_their_keys_and_null_for_what_is_missing(runs: Runs) -> Non
 def test_the_plan_has_its_keys(runs: Runs) -> None:
     plan = strict(runs("partial").path / "plan.json")
     expected = "strategy backbone cut taps head lr multipliers weight_decay epochs views augmentation image_size "
-    expected += "similarity facts probes reasons runner_up predicted overridden"
+    expected += "similarity facts probes reasons runner_up predicted overridden verdict"
     assert set(plan) == set(expected.split())
     assert plan["multipliers"] == [0, 0, 0, 0, 0, 0, 0.01, 0.1, 1]
     assert (plan["cut"], plan["taps"], plan["image_size"], plan["epochs"]) == (6, [5, 6, 7], 32, 2)
@@ -248,7 +248,15 @@ def test_results_go_to_stdout_and_the_rest_to_stderr(
 ) -> None:
     out = tmp_path / "run"
     assert (
-        main(["finetune", str(photos), "--out", str(out), *words(strategy="partial", epochs=1, cache_dir=tmp_path)])
+        main(
+            [
+                "finetune",
+                str(photos),
+                "--out",
+                str(out),
+                *words(strategy="partial", mixing=1, epochs=1, cache_dir=tmp_path),
+            ]
+        )
         == 0
     )
     captured = capsys.readouterr()

@@ -66,7 +66,14 @@ def test_a_file_that_vanishes_while_training_ends_in_the_quarantine(tmp_path, mo
 def test_the_pretrained_prefix_of_a_run_is_what_it_was(tmp_path):
     photos = make_photos(tmp_path / "photos", {"cat": 9, "dog": 8})
     options = Options(
-        backbone=tiny_backbone(), strategy="partial", cut=2, epochs=2, batch_size=4, device="cpu", workers=0
+        backbone=tiny_backbone(),
+        strategy="partial",
+        cut=2,
+        epochs=2,
+        batch_size=4,
+        mixing=1.0,
+        device="cpu",
+        workers=0,
     )
     run = start_run(str(photos), str(tmp_path / "run"), options)
     weights = load_file(run.model_path / "model.safetensors")

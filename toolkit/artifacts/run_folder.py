@@ -20,11 +20,14 @@ from toolkit.evaluation.csv_text import csv_text
 from toolkit.storage import TEMPORARY_PREFIX, publish_json, publish_text, read_json
 
 CONFIG, PLAN, METRICS, HISTORY = "config.yaml", "plan.json", "metrics.json", "history.csv"
+TRIAL_HISTORY = "trial.csv"
 PREDICTIONS, QUARANTINE = "predictions.csv", "quarantine.csv"
 PER_CLASS, CONFUSION, MISTAKES = "per_class.csv", "confusion.csv", "mistakes.csv"
 MODEL, CHECKPOINTS, LOCK = "model", "checkpoints", "run.lock"
-CHECKPOINT_FILES = ("last.ckpt", "best.safetensors", LOCK)
-FILES = (CONFIG, PLAN, METRICS, HISTORY, PREDICTIONS, QUARANTINE, PER_CLASS, CONFUSION, MISTAKES)
+# Within the checkpoints: a trial of the training, a training begun again after a collapse, and starting weights.
+TRIAL, AGAIN, START = "trial", "again", "start.safetensors"
+CHECKPOINT_FILES = ("last.ckpt", "best.safetensors", START, LOCK)
+FILES = (CONFIG, PLAN, METRICS, HISTORY, TRIAL_HISTORY, PREDICTIONS, QUARANTINE, PER_CLASS, CONFUSION, MISTAKES)
 
 
 @dataclass(frozen=True)
@@ -139,11 +142,13 @@ class RunFolder:
 
     def drop_checkpoints(self) -> None:
         """Remove the checkpoints of a finished run."""
-        unfinished = (file.name for file in self.checkpoints.glob(f"{TEMPORARY_PREFIX}*"))  # a kill leaves them
-        for name in (*CHECKPOINT_FILES, *unfinished):
-            (self.checkpoints / name).unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # somebody's own file is in it
-            self.checkpoints.rmdir()
+        kept = self.checkpoints
+        for folder in (kept / TRIAL / AGAIN, kept / TRIAL, kept / AGAIN, kept):
+            unfinished = [file.name for file in folder.glob(f"{TEMPORARY_PREFIX}*")]  # a kill leaves them
+            for name in (*CHECKPOINT_FILES, *unfinished):
+                (folder / name).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # somebody's own file is in it, or it was not needed
+                folder.rmdir()
 
     def _is_run(self) -> bool:
         """Return whether `config.yaml` is one that a run wrote."""

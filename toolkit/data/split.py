@@ -47,9 +47,28 @@ def train_on_all(manifest: Manifest) -> Manifest:
     return assigned
 
 
-def _lowest_ranked(manifest: Manifest, rows: NDArray[np.int64], val: float, seed: int) -> NDArray[np.int64]:
+def hold_out(manifest: Manifest, share: float, most: int, seed: int) -> Manifest:
+    """Return the Manifest with a part of TRAIN as VAL, to try something on, and the former VAL as TEST, out of the way.
+
+    Of the n training images of a class, round(share · n) but at least 1 and at most n − 1 are held out; the share is
+    smaller where they would be more than about `most` in all. Another hash than that of `assign_splits` picks them. A
+    class of one image keeps it.
+    """
+    splits = np.where(manifest.splits == VAL, TEST, manifest.splits).astype(np.int8)
+    train = manifest.splits == TRAIN
+    share = min(share, most / max(1, int(train.sum())))
+    for label in range(len(manifest.classes)):
+        rows = np.flatnonzero(train & (manifest.labels == label))
+        if len(rows) >= 2:
+            splits[_lowest_ranked(manifest, rows, share, seed, of="held out")] = VAL
+    return replace(manifest, splits=splits)
+
+
+def _lowest_ranked(
+    manifest: Manifest, rows: NDArray[np.int64], val: float, seed: int, of: str = ""
+) -> NDArray[np.int64]:
     """Return the rows of one class that go to VAL."""
-    key = hashlib.blake2b(str(seed).encode(), digest_size=32).digest()
+    key = hashlib.blake2b(f"{seed}{of}".encode(), digest_size=32).digest()
 
     def rank(row: int) -> bytes:
         return hashlib.blake2b(manifest.paths[row].encode("utf-8", "surrogatepass"), digest_size=16, key=key).digest()

@@ -26,6 +26,7 @@ class Recipe:
 
     lr: float
     weight_decay: float
+    optimizer: str = "adamw"
     label_smoothing: float = 0.0
     batch_size: int = 32
 

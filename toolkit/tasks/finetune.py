@@ -39,6 +39,7 @@ def finetune(
     clip: float | None = None,
     label_smoothing: float | None = None,
     patience: int | None = None,
+    mixing: float | None = None,
     class_weights: str = "none",
     max_pixels: int = 50_000_000,
     device: str = "auto",
@@ -78,6 +79,7 @@ def finetune(
         clip: largest norm of the gradient; 1 by default
         label_smoothing: share of the target spread over all classes
         patience: stop after so many epochs without a lower validation loss, and keep the best weights
+        mixing: share of the fine-tuned weights kept, 1 for all; decided on held-out training images by default
         class_weights: none, or balanced (rare classes weigh more)
         max_pixels: larger images are quarantined unread
         device: auto, cpu, cuda, cuda:1, mps

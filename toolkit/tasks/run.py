@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import csv
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from toolkit.artifacts.run_folder import HISTORY, METRICS, MODEL, PLAN, RunFolder
+from toolkit.artifacts.run_folder import HISTORY, METRICS, MODEL, PLAN, START, RunFolder
 from toolkit.data.manifest import Manifest
 from toolkit.data.scan import scan
 from toolkit.errors import ArtifactError, ToolkitError
@@ -24,6 +24,7 @@ from toolkit.tasks.job import Job, Stopwatch, open_backbone, plan_ahead
 from toolkit.tasks.prepare import Prepared, prepare, prepare_again, read_plan
 from toolkit.tasks.score import score
 from toolkit.tasks.stores import open_store
+from toolkit.training.mixing import Verdict
 from toolkit.training.network import TransferNetwork
 from toolkit.training.trained import TrainedModel
 
@@ -45,7 +46,8 @@ class Run:
         metrics, plan = self.metrics, self.plan
         head = f"{plan.strategy} on {plan.backbone}: {metrics['train']['n']} training images"
         folds = [] if metrics["folds"] is None else [in_words(metrics["folds"])]
-        lines = [f"{head}, {metrics['seconds']['total']:.1f} s", *score_lines(metrics), *folds]
+        verdict = [] if plan.verdict is None else [str(Verdict.from_dict(plan.verdict))]
+        lines = [f"{head}, {metrics['seconds']['total']:.1f} s", *verdict, *score_lines(metrics), *folds]
         return "\n".join([*lines, *file_lines(metrics, self.path)])
 
 
@@ -104,7 +106,7 @@ def resume_run(path: str | os.PathLike[str], own_backbone: Any = None) -> Run:
 
 def _go(folder: RunFolder, manifest: Manifest, job: Job) -> Run:
     clock = job.clock
-    resuming = (folder.checkpoints / "last.ckpt").exists()
+    resuming = any((folder.checkpoints / name).exists() for name in (START, "last.ckpt"))
     if resuming:
         prepared = prepare_again(folder, manifest, job)
     else:
@@ -115,7 +117,9 @@ def _go(folder: RunFolder, manifest: Manifest, job: Job) -> Run:
         say(f"note: {remark}")
     say(str(prepared.plan))
 
-    model, failures = _train(folder, prepared, job)
+    model, failures, verdict = _train(folder, prepared, job)
+    prepared = replace(prepared, plan=replace(prepared.plan, verdict=None if verdict is None else verdict.to_dict()))
+    folder.write(PLAN, prepared.plan.to_dict())
     manifest, predictions = score(model, prepared, failures, job)
     scores = evaluate(predictions, seed=job.options.seed)
     folds = cross_validate(prepared, job)
@@ -134,8 +138,9 @@ def _go(folder: RunFolder, manifest: Manifest, job: Job) -> Run:
     return Run(folder.path, prepared.plan, metrics)
 
 
-def _train(folder: RunFolder, prepared: Prepared, job: Job) -> tuple[TrainedModel, dict[int, str]]:
-    """Return the trained model, and the training files that failed on the way."""
+def _train(folder: RunFolder, prepared: Prepared, job: Job) -> tuple[TrainedModel, dict[int, str], Verdict | None]:
+    """Return the trained model, the training files that failed on the way, and what was judged of the fine-tuning."""
+    verdict = None
     with job.clock.part("fit"):
         if prepared.plan.strategy == "head":
             assert prepared.chosen is not None
@@ -145,8 +150,10 @@ def _train(folder: RunFolder, prepared: Prepared, job: Job) -> tuple[TrainedMode
         else:
             from toolkit.tasks.tail import train_tail
 
-            network, failures = train_tail(folder, prepared, job)
-    return TrainedModel.of(network, job.backbone, prepared.manifest.classes, job.options.max_pixels), failures
+            tail = train_tail(folder, prepared, job)
+            network, failures, verdict = tail.network, tail.failures, tail.verdict
+    model = TrainedModel.of(network, job.backbone, prepared.manifest.classes, job.options.max_pixels)
+    return model, failures, verdict
 
 
 def _warn_if_worse(folder: RunFolder, scores: dict[str, Scores | None]) -> None:

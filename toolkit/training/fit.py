@@ -19,6 +19,7 @@ from toolkit.data.manifest import VAL
 from toolkit.errors import Interrupted
 from toolkit.training.best import BestWeights
 from toolkit.training.checkpoints import LAST, Checkpoints, WholeCheckpointIO
+from toolkit.training.collapse import CollapseGuard
 from toolkit.training.history import History, StepProgress
 from toolkit.training.signals import stop_on_signals
 
@@ -26,13 +27,15 @@ from toolkit.training.signals import stop_on_signals
 @dataclass(frozen=True)
 class FitSettings:
     """How the Trainer runs: epochs ≥ 1, a resolved precision, gradient accumulation ≥ 1, clipping by norm or None,
-    early stopping after `patience` epochs without a lower validation loss, or never."""
+    early stopping after `patience` epochs without a lower validation loss, or never; guarded: whether a collapse of the
+    training accuracy ends it with CollapsedError."""
 
     epochs: int
     precision: str
     accumulate: int = 1
     clip: float | None = 1.0
     patience: int | None = None
+    guarded: bool = False
 
 
 def fit(
@@ -56,6 +59,8 @@ def fit(
     validates = len(data.manifest.rows(VAL)) > 0
     with stop_on_signals() as stop, _quiet():
         callbacks: list[Callback] = [StepProgress(), History(history, start)]
+        if settings.guarded:
+            callbacks.append(CollapseGuard(len(data.manifest.classes)))
         best = None
         if settings.patience is not None and validates:
             best = BestWeights(folder, settings.patience, (start or {}).get("val_loss", math.inf))

@@ -1,0 +1,146 @@
+"""A collapse is noticed, a slow or noisy run is not taken for one, and a resume changes neither."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from tests.training.tiny import folder_data, tiny_backbone
+from toolkit.training.collapse import FIRST_IMAGES, KEPT, WINDOW_IMAGES, CollapsedError, CollapseGuard
+from toolkit.training.fit import FitSettings, fit
+from toolkit.training.module import TransferModule
+
+SIZE = 8
+FIRST, WINDOW = FIRST_IMAGES // SIZE, WINDOW_IMAGES // SIZE
+
+
+def trainer(step):
+    return SimpleNamespace(global_step=step)
+
+
+def feed(guard, accuracies, loss=1.0, first=0):
+    """Show the guard batches of 8 images, of which that share is right."""
+    for number, accuracy in enumerate(accuracies, first):
+        outputs = {"loss_sum": torch.tensor(loss), "hits": torch.tensor(accuracy * SIZE), "size": SIZE}
+        guard.on_train_batch_end(trainer(number + 1), None, outputs, None, number)
+
+
+def fell_at(guard, accuracies, first=0):
+    """Return after which batch the guard stopped the run, None if it did not."""
+    for number, accuracy in enumerate(accuracies, first):
+        try:
+            feed(guard, [accuracy], first=number)
+        except CollapsedError:
+            return number
+    return None
+
+
+def test_a_sudden_fall_is_noticed_within_a_window():
+    good = [0.9] * (2 * WINDOW)
+    at = fell_at(CollapseGuard(5), good + [0.2] * WINDOW)
+    # batches of 0.9 become batches of guessing: the mean skill is below half when more than half of the window are
+    assert at == len(good) + WINDOW // 2
+
+
+def test_a_fall_within_the_first_steps_is_noticed_too():
+    assert fell_at(CollapseGuard(5), [0.9] * FIRST + [0.2] * WINDOW) == FIRST + WINDOW - 1
+
+
+def test_large_batches_fill_the_window_at_once():
+    guard = CollapseGuard(5)
+    for number, hits in enumerate((230, 60)):
+        outputs = {"loss_sum": 1.0, "hits": hits, "size": 256}
+        if number == 0:
+            guard.on_train_batch_end(trainer(number), None, outputs, None, number)
+    with pytest.raises(CollapsedError):
+        guard.on_train_batch_end(trainer(2), None, outputs, None, 1)
+
+
+def test_the_error_says_what_fell_and_when():
+    with pytest.raises(CollapsedError, match=r"training accuracy fell from 0\.90 to 0\.10 by step 24$"):
+        feed(CollapseGuard(5), [0.9] * FIRST + [0.1] * WINDOW)
+
+
+@pytest.mark.parametrize(("now", "fell"), [(0.56, False), (0.54, True)])
+def test_the_bound_is_a_share_of_the_skill_of_the_start(now, fell):
+    assert KEPT == 0.5  # of 0.9 above 0.1 the middle is 0.55
+    assert (fell_at(CollapseGuard(10), [1.0] * WINDOW + [now] * 3 * WINDOW) is not None) == fell
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
+def test_a_loss_that_is_no_number_ends_it_at_once(loss):
+    with pytest.raises(CollapsedError, match=rf"the loss was {loss} after step 1$"):
+        feed(CollapseGuard(5), [1.0], loss=loss)
+
+
+def test_a_start_no_better_than_guessing_has_nothing_to_lose():
+    accuracies = [0.34] * WINDOW + [0.0] * WINDOW
+    assert fell_at(CollapseGuard(5), accuracies) is None
+    assert fell_at(CollapseGuard(20), accuracies) is not None, "of twenty classes it is seven times guessing"
+    with pytest.raises(CollapsedError, match="the loss was nan"):
+        feed(CollapseGuard(5), [0.2], loss=float("nan"))
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_the_fall_of_a_perfect_start_to_chance_is_noticed_with_few_classes_too(n_classes):
+    assert fell_at(CollapseGuard(n_classes), [1.0] * WINDOW + [1 / n_classes] * WINDOW) is not None
+
+
+def test_a_slow_decline_within_bounds_goes_on():
+    decline = [0.9 - 0.3 * step / 300 for step in range(300)]
+    assert fell_at(CollapseGuard(5), [0.9] * WINDOW + decline) is None
+
+
+def test_a_few_bad_batches_are_no_collapse():
+    assert fell_at(CollapseGuard(5), ([0.9] * 15 + [0.0] * 5) * 10) is None
+
+
+def test_a_window_that_is_not_full_decides_nothing():
+    assert fell_at(CollapseGuard(5), [0.9] * FIRST + [0.0] * (WINDOW - 1)) is None
+
+
+def test_a_batch_counts_by_its_images():
+    guard = CollapseGuard(5)
+    feed(guard, [0.9] * WINDOW)
+    for number in range(3 * WINDOW):  # every second batch is a single image, and wrong
+        size = 1 if number % 2 else SIZE
+        outputs = {"loss_sum": 1.0, "hits": 0 if size == 1 else 90, "size": size}
+        guard.on_train_batch_end(trainer(number), None, outputs, None, number)
+
+
+def test_batches_without_an_image_are_no_collapse():
+    guard = CollapseGuard(5)
+    for number in range(WINDOW):
+        guard.on_train_batch_end(trainer(number), None, {"loss_sum": 0.0, "hits": 0, "size": 0}, None, number)
+    assert fell_at(guard, [0.9] * WINDOW) is None
+
+
+@pytest.mark.parametrize("stop", [7, WINDOW, WINDOW + 3])
+def test_a_resume_in_mid_window_decides_the_same(stop):
+    accuracies = [0.9] * 10 + [0.5] * 20 + [0.4] * 20 + [0.0] * WINDOW
+    whole = fell_at(CollapseGuard(5), accuracies)
+    before, after = CollapseGuard(5), CollapseGuard(5)
+    feed(before, accuracies[:stop])
+    after.load_state_dict(json.loads(json.dumps(before.state_dict())))
+    assert whole is not None and stop < whole
+    assert fell_at(after, accuracies[stop:], first=stop) == whole
+    assert fell_at(CollapseGuard(5), accuracies[stop:], first=stop) != whole, "the state matters"
+
+
+def fitted(folder, *, guarded):
+    """Fit at a rate at which the loss is soon no number."""
+    data = folder_data(folder / "photos", workers=0)
+    torch.manual_seed(0)
+    module = TransferModule(tiny_backbone(dropout=0), 3, cut=1, lr=1e38, optimizer="sgd")
+    settings = FitSettings(epochs=2, precision="32-true", clip=None, guarded=guarded)
+    return fit(module, data, settings, folder=folder, history=folder / "history.csv", device=torch.device("cpu"))
+
+
+def test_only_a_guarded_fit_is_stopped(tmp_path):
+    with pytest.raises(CollapsedError, match=r"the loss was (nan|inf) after step"):
+        fitted(tmp_path, guarded=True)
+    assert not (tmp_path / "last.ckpt").exists(), "what collapsed is not gone on with"
+    assert fitted(tmp_path, guarded=False) > 0

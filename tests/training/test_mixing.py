@@ -1,0 +1,238 @@
+"""Mixtures: who wins on held-out images, by how much, what is said of it, and how weights are mixed."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from tests.training.tiny import WIDTHS, assert_equal, copied, tiny_backbone
+from toolkit.heads.linear import LinearHead
+from toolkit.plan import FreezeSpec
+from toolkit.training.mixing import SHARES, STEP_ASIDE, Mixture, Verdict, judge, put_mixture, trained_state
+from toolkit.training.network import TransferNetwork
+
+N = 9
+LABELS = np.zeros(N, np.int64)
+
+
+def scores_wrong_on(images, n=N, margin=1.0):
+    """Return scores of two classes, all of one margin, that are wrong on the given images."""
+    margins = np.full(n, margin)
+    margins[list(images)] *= -1
+    return np.stack([margins, np.zeros(n)], axis=1)
+
+
+def calibrated(wrong, n=N):
+    """Return the NLL of a right and of a wrong image where all margins are equal.
+
+    The derivative of the temperature's loss by 1/T is 0 where the probability of an error is (wrong + 1/2)/(n + 1).
+    """
+    error = (wrong + 0.5) / (n + 1)
+    return -math.log(1 - error), -math.log(error)
+
+
+def five(*scores):
+    """Return scores for every share: those given, then the first one's."""
+    return [*scores, *[scores[0]] * (len(SHARES) - len(scores))]
+
+
+def test_the_verdict_by_hand():
+    wrong = (range(4), range(3), (), (0,), (0, 1))
+    verdict = judge([scores_wrong_on(images) for images in wrong], LABELS)
+    right, missed = calibrated(4)
+    best, _ = calibrated(0)
+    gains = np.array([missed - best] * 4 + [right - best] * 5)
+    assert (verdict.share, verdict.n) == (0.5, N)
+    assert verdict.gain == pytest.approx(gains.mean(), abs=1e-3)
+    assert verdict.gain_se == pytest.approx(gains.std(ddof=1) / 3, abs=1e-3)
+    assert [mixture.share for mixture in verdict.mixtures] == [0, 0.25, 0.5, 0.75, 1]
+    assert [mixture.accuracy for mixture in verdict.mixtures] == pytest.approx([5 / 9, 6 / 9, 1, 8 / 9, 7 / 9])
+    for mixture, images in zip(verdict.mixtures, wrong, strict=True):
+        right, missed = calibrated(len(images))
+        assert mixture.nll == pytest.approx((len(images) * missed + (N - len(images)) * right) / N, abs=1e-3)
+
+
+def test_shares_go_from_the_head_to_the_fine_tuned_weights():
+    assert list(SHARES) == sorted(set(SHARES)) and (SHARES[0], SHARES[-1]) == (0, 1)
+
+
+def test_other_shares_are_judged_as_well():
+    verdict = judge([scores_wrong_on(range(4)), scores_wrong_on(())], LABELS, shares=(0.0, 0.1))
+    assert verdict.share == 0.1 and len(verdict.mixtures) == 2
+
+
+def stays(verdict):
+    return (verdict.share, verdict.gain, verdict.gain_se) == (0, 0, 0)
+
+
+def test_the_head_stays_where_nothing_is_gained():
+    verdict = judge(five(scores_wrong_on((0,))), LABELS)
+    assert stays(verdict) and len({mixture.nll for mixture in verdict.mixtures}) == 1
+
+
+def test_the_head_stays_where_the_gain_is_within_its_error():
+    start, end = scores_wrong_on((0, 1, 2)), scores_wrong_on((3, 4))
+    verdict = judge(five(start, end), LABELS)
+    assert stays(verdict) and verdict.mixtures[1].accuracy > verdict.mixtures[0].accuracy
+    assert verdict.mixtures[1].nll < verdict.mixtures[0].nll - 0.05
+    many = judge(five(*(np.tile(scores, (40, 1)) for scores in (start, end))), np.tile(LABELS, 40))
+    assert many.share == 0.25 and many.gain > many.gain_se, "the same gain on forty times the images is beyond it"
+
+
+def unsure_and_right():
+    """Return scores that are right on 8 of 10 images by a hair and wrong on 2 by far."""
+    return np.concatenate([scores_wrong_on((), 8, 0.01), scores_wrong_on((0, 1), 2)])
+
+
+def sure_and_wrong(n_wrong):
+    """Return scores that are right by far, and wrong on some of 10 images by a hair."""
+    right = 10 - n_wrong
+    return np.concatenate([scores_wrong_on((), right, 10), scores_wrong_on(range(n_wrong), n_wrong, 0.01)])
+
+
+def test_the_head_stays_where_accuracy_would_be_lost():
+    labels = np.zeros(10, np.int64)
+    lower = judge(five(unsure_and_right(), sure_and_wrong(3)), labels)
+    assert stays(lower) and lower.mixtures[1].nll < lower.mixtures[0].nll - 0.3
+    assert judge(five(unsure_and_right(), sure_and_wrong(2)), labels).share == 0.25, "equal accuracy is no loss"
+
+
+def test_of_equal_mixtures_the_one_closer_to_the_head_is_kept():
+    assert judge(five(scores_wrong_on(range(4)), scores_wrong_on(()), scores_wrong_on(())), LABELS).share == 0.25
+
+
+def test_without_images_or_with_one_the_head_stays():
+    assert judge([np.zeros((0, 2))] * 5, np.zeros(0, np.int64)) == STEP_ASIDE
+    alone = judge(five(scores_wrong_on((0,), 1), scores_wrong_on((), 1)), LABELS[:1])
+    assert stays(alone) and alone.n == 1 and alone.mixtures[1].accuracy == 1
+
+
+@pytest.mark.parametrize("which", [0, 2, 4])
+@pytest.mark.parametrize("factor", [1e-3, 30.0])
+def test_sharpness_is_no_merit(which, factor):
+    generator = np.random.default_rng(3)
+    labels = generator.integers(0, 4, 60)
+    scores = [share * np.eye(4)[labels] + generator.normal(0, 0.7, (60, 4)) for share in (0.6, 0.8, 1.6, 1.2, 1.0)]
+    plain = judge(scores, labels)
+    assert plain.share == 0.5
+    other = judge([factor * some if number == which else some for number, some in enumerate(scores)], labels)
+    assert other.share == plain.share and other.gain == pytest.approx(plain.gain, abs=1e-6)
+    assert [m.nll for m in other.mixtures] == pytest.approx([m.nll for m in plain.mixtures], abs=1e-6)
+
+
+def verdict_of(share, gain=0.25, se=0.125):
+    mixtures = tuple(Mixture(each, 0.5 + each / 4, 1.0 - each / 2) for each in SHARES)
+    return Verdict(share, 40, gain, se, mixtures)
+
+
+@pytest.mark.parametrize("verdict", [STEP_ASIDE, verdict_of(0.0, 0.0, 0.0), verdict_of(0.75), verdict_of(1.0)], ids=str)
+def test_a_verdict_survives_json(verdict):
+    again = Verdict.from_dict(json.loads(json.dumps(verdict.to_dict(), allow_nan=False)))
+    assert again == verdict and str(again) == str(verdict)
+    assert Verdict.from_dict(verdict.to_dict()) == verdict
+
+
+@pytest.mark.parametrize(
+    ("verdict", "said"),
+    [
+        (
+            STEP_ASIDE,
+            "fine-tuning steps aside: there are no images to judge it by, or it went astray; the head is kept",
+        ),
+        (
+            verdict_of(0.0),
+            "fine-tuning steps aside: on 40 training images held out of it, it reached 0.750 (NLL 0.500) and the head "
+            "alone 0.500 (NLL 1.000); the head is kept",
+        ),
+        (
+            verdict_of(0.75),
+            "kept: 75% fine-tuned, the rest as it began; on 40 training images held out of it, 0.688 against the "
+            "head's 0.500, NLL 0.625 against 1.000 (gain 0.250 ± 0.125)",
+        ),
+        (
+            verdict_of(1.0),
+            "kept: fine-tuned weights; on 40 training images held out of it, 0.750 against the head's 0.500, "
+            "NLL 0.500 against 1.000 (gain 0.250 ± 0.125)",
+        ),
+    ],
+    ids=["no images", "the head", "a mixture", "fine-tuned"],
+)
+def test_what_is_said_of_a_verdict(verdict, said):
+    assert str(verdict) == said
+
+
+CUT = 2
+
+
+def network():
+    return TransferNetwork(tiny_backbone(), LinearHead(WIDTHS[-1:], 3), FreezeSpec.at_cut(4, CUT))
+
+
+def frozen_names(net):
+    return {name for name, parameter in net.named_parameters() if not parameter.requires_grad}
+
+
+def trained(net, by=0.5):
+    """Return `trained_state` after a change to everything: floats grow by `by`, counters by 7."""
+    with torch.no_grad():
+        for name, value in net.state_dict().items():
+            if name not in frozen_names(net):
+                value.add_(by if value.is_floating_point() else 7)
+    return trained_state(net)
+
+
+def test_trained_state_is_a_copy_of_what_training_may_change():
+    net = network()
+    state = trained_state(net)
+    assert frozen_names(net) and frozen_names(net).isdisjoint(state)
+    assert state.keys() == net.state_dict().keys() - frozen_names(net)
+    assert {f"stages.{CUT}.0.weight", f"stages.{CUT}.1.running_mean", "head.linear.bias"} <= state.keys()
+    before = copied(state)
+    trained(net)
+    assert_equal(state, before)
+    assert not any(value.requires_grad for value in state.values())
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 1.0])
+def test_a_mixture_lies_between_and_leaves_the_frozen_parameters_alone(share):
+    net = network()
+    start = trained_state(net)
+    end = trained(net)
+    ends = copied(start), copied(end)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.fill_(3.0)
+    put_mixture(net, start, end, share)
+    state = net.state_dict()
+    assert all((state[name] == 3).all() for name in frozen_names(net))
+    counters = {name for name, value in state.items() if not value.is_floating_point()}
+    assert any(name.startswith("stages.3.") for name in counters)
+    for name in counters:
+        assert torch.equal(state[name], end[name]) and not torch.equal(state[name], start[name])
+    for name in start.keys() - counters:
+        if share in (0, 1):
+            assert torch.equal(state[name], (start, end)[int(share)][name])
+        else:
+            torch.testing.assert_close(state[name], (1 - share) * start[name] + share * end[name])
+            assert not torch.equal(state[name], start[name]) and not torch.equal(state[name], end[name])
+    assert_equal(start, ends[0])
+    assert_equal(end, ends[1])
+
+
+def test_a_mixture_is_what_the_network_runs_with():
+    net = network()
+    pixels = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    start = trained_state(net)
+    with torch.inference_mode():
+        first = net(pixels)
+    end = trained(net)
+    put_mixture(net, start, end, 1.0)
+    with torch.inference_mode():
+        assert not torch.equal(net(pixels), first)
+    put_mixture(net, start, end, 0.0)
+    with torch.inference_mode():
+        assert torch.equal(net(pixels), first)

@@ -1,0 +1,123 @@
+"""How far to go from the head: mixtures of the starting and the fine-tuned weights, judged on images held out of both.
+
+Interpolation between a zero-shot or linear-probe start and its fine-tuned end, "WiSE-FT": Wortsman et al. 2022, "Robust
+fine-tuning of zero-shot models". Frozen BatchNorm statistics make it safe here: there are none that would have to be
+taken anew for a mixture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from toolkit.heads.temperature import best_temperature, negative_log_likelihoods
+
+LEAST_GAIN = 1e-3  # nats an image: less is not worth a training
+SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the fine-tuned weights; 0 is the head on the frozen features
+
+State = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """How one mixture did on the images held out: its share of the fine-tuned weights, its accuracy, and its negative
+    log-likelihood in nats after a temperature of its own (sharpness is no merit and no fault)."""
+
+    share: float
+    accuracy: float
+    nll: float
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Which share of the fine-tuned weights to keep, and the evidence.
+
+    share: 0 to 1. n: images held out. gain, gain_se: nats an image that the choice wins over the head, and the standard
+    error of that mean, image by image. mixtures: of SHARES, in their order.
+    """
+
+    share: float
+    n: int
+    gain: float
+    gain_se: float
+    mixtures: tuple[Mixture, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Verdict:
+        """Rebuild from `to_dict`'s values."""
+        mixtures = tuple(Mixture(**mixture) for mixture in values["mixtures"])
+        return cls(**{**values, "mixtures": mixtures})
+
+    def __str__(self) -> str:
+        if not self.mixtures:
+            return "fine-tuning steps aside: there are no images to judge it by, or it went astray; the head is kept"
+        start = self.mixtures[0]
+        best = next(m for m in self.mixtures if m.share == self.share)
+        told = f"on {self.n} training images held out of it"
+        if self.share == 0:
+            end = self.mixtures[-1]
+            return (
+                f"fine-tuning steps aside: {told}, it reached {end.accuracy:.3f} (NLL {end.nll:.3f}) and the head "
+                f"alone {start.accuracy:.3f} (NLL {start.nll:.3f}); the head is kept"
+            )
+        what = "fine-tuned weights" if self.share == 1 else f"{self.share:.0%} fine-tuned, the rest as it began"
+        return (
+            f"kept: {what}; {told}, {best.accuracy:.3f} against the head's {start.accuracy:.3f}, "
+            f"NLL {best.nll:.3f} against {start.nll:.3f} (gain {self.gain:.3f} ± {self.gain_se:.3f})"
+        )
+
+
+STEP_ASIDE = Verdict(0.0, 0, 0.0, 0.0, ())  # nothing speaks for the fine-tuned weights
+
+
+def judge(scores: Sequence[NDArray[Any]], labels: NDArray[np.int64], shares: Sequence[float] = SHARES) -> Verdict:
+    """Return the Verdict on mixtures of `shares`, the first of which is 0.
+
+    scores: float (n, C) of each. labels: int64 (n,). The mixture with the smallest mean negative log-likelihood
+    wins, if its gain over the head is larger than its standard error and LEAST_GAIN, and it is right for no fewer
+    images; else the head stays. The likelihood, and not the accuracy, which a hundred images hardly tell apart.
+    """
+    n = len(labels)
+    if n == 0:
+        return STEP_ASIDE
+    losses = [negative_log_likelihoods(some, labels, best_temperature(some, labels)) for some in scores]
+    hits = [int((some.argmax(axis=1) == labels).sum()) for some in scores]
+    mixtures = tuple(
+        Mixture(share, right / n, float(loss.mean())) for share, right, loss in zip(shares, hits, losses, strict=True)
+    )
+    best = min(range(len(shares)), key=lambda number: mixtures[number].nll)
+    gains = losses[0] - losses[best]
+    gain, error = float(gains.mean()), float(gains.std(ddof=1) / n**0.5) if n > 1 else float("inf")
+    if not (gain > max(error, LEAST_GAIN) and hits[best] >= hits[0]):
+        return Verdict(shares[0], n, 0.0, 0.0, mixtures)
+    return Verdict(shares[best], n, gain, error, mixtures)
+
+
+def trained_state(network: nn.Module) -> dict[str, Tensor]:
+    """Return copies, on the CPU, of everything in a network that training may change."""
+    changing = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
+    frozen = {name for name, parameter in network.named_parameters()} - changing
+    state = network.state_dict()
+    return {name: value.detach().cpu().clone() for name, value in state.items() if name not in frozen}
+
+
+def put_mixture(network: nn.Module, start: State, end: State, share: float) -> None:
+    """Set a network to start + share · (end − start), both of `trained_state`; whole numbers are those of `end`."""
+    with torch.no_grad():
+        for name, value in network.state_dict().items():
+            if name in end:
+                given = end[name]
+                mixed = given
+                if share < 1 and given.is_floating_point():
+                    mixed = start[name] if share == 0 else torch.lerp(start[name], given, share)
+                value.copy_(mixed)
