@@ -112,7 +112,7 @@ def test_head_needs_no_rate_and_no_epochs() -> None:
 
 def test_defaults_of_a_trained_strategy() -> None:
     plan = make(Options(strategy="partial"))
-    assert (plan.cut, plan.lr, plan.weight_decay, plan.epochs, plan.views) == (6, 1e-3, 0.01, 30, 8)
+    assert (plan.cut, plan.lr, plan.weight_decay, plan.epochs, plan.views) == (6, 1e-2, 0.01, 30, 8)
     assert plan.multipliers == (0.0,) * 6 + (0.01, 0.1, 1.0)
     assert plan.overridden == ("strategy",)
     assert any("never from noise" in reason for reason in plan.reasons)

@@ -31,10 +31,12 @@ class Recipe:
     batch_size: int = 32
 
 
-# AdamW; the tail learns at 1/10 and 1/100 of lr. Pretrained weights are decayed as little as AdamW's default does.
+# AdamW; the tail learns at 1/10 and 1/100 of lr, so that 1e-2 gives the top stage the 1e-3 that AdamW usually has. At
+# 1e-3 the tail hardly moved: on 500 flowers it added nothing to its head (0.885), at 1e-2 3.5 points, as one rate of
+# 1e-3 for all did (README, "What is measured"). Pretrained weights are decayed as little as AdamW's default does.
 RECIPES = {
-    "partial": Recipe(lr=1e-3, weight_decay=0.01),
-    "full": Recipe(lr=1e-3, weight_decay=0.01),
+    "partial": Recipe(lr=1e-2, weight_decay=0.01),
+    "full": Recipe(lr=1e-2, weight_decay=0.01),
     "scratch": Recipe(lr=1e-3, weight_decay=0.05, label_smoothing=0.1),
 }
 STEPS_WANTED = {"partial": 500, "full": 500, "scratch": 2_000}
