@@ -17,6 +17,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 SETTINGS = [
     "--strategy=partial",
     "--image_size=32",
+    "--mixing=0.5",  # the trial is killed in tests/tasks/test_trial.py
     "--epochs=4",
     "--batch_size=8",
     "--val=0.25",
