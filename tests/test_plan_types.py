@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from toolkit.errors import SettingError
-from toolkit.plan import FreezeSpec, StageRule, TransferPlan
+from toolkit.plan import FreezeSpec, Recipe, StageRule, TransferPlan
 
 
 @given(st.integers(1, 40).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n))))
@@ -59,9 +59,8 @@ def plan(strategy: str = "partial", overridden: tuple[str, ...] = ()) -> Transfe
         cut=1,
         taps=(1, 2),
         head="linear",
-        lr=1e-3,
+        recipe=Recipe(lr=1e-3),
         multipliers=(0.0, 0.01, 0.1, 1.0),
-        weight_decay=0.01,
         epochs=5,
         views=5,
         augmentation="standard",

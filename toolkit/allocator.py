@@ -8,6 +8,7 @@ import sys
 
 # of <malloc.h>
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
+_keeps = False
 _NEVER = 2**31 - 1  # bytes; the largest int that mallopt takes, and glibc trims only above it
 
 
@@ -26,7 +27,18 @@ def keep_freed_memory() -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None or not hasattr(ctypes.CDLL(None), "gnu_get_libc_version"):
         return False
-    return bool(mallopt(_MMAP_MAX, 0)) and bool(mallopt(_TRIM_THRESHOLD, _NEVER))
+    global _keeps
+    _keeps = bool(mallopt(_MMAP_MAX, 0)) and bool(mallopt(_TRIM_THRESHOLD, _NEVER))
+    return _keeps
+
+
+def hand_back_freed_memory() -> None:
+    """Hand the memory that was kept back to the system, between two parts of a program that need other sizes of it.
+
+    Does nothing where `keep_freed_memory` did nothing. Costs milliseconds, and page faults in the next large blocks.
+    """
+    if _keeps:
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _is_set_by_user() -> bool:

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from toolkit.errors import SettingError
-from toolkit.plan import STRATEGIES
+from toolkit.plan import RECIPE_NAMES, STRATEGIES
 from toolkit.settings import COMMON_RANGES, NUMBER, Range, check_backbone, check_settings, plain_values
 
 # Spelled out here, where their own rooms would import torch; a test holds the two together.
 NAMES: dict[str, tuple[str, ...]] = {
     "strategy": ("auto", *STRATEGIES),
-    "optimizer": ("adamw", "sgd"),
+    **RECIPE_NAMES,
     "augment": ("none", "crop", "standard"),
     "class_weights": ("none", "balanced"),
     "precision": ("auto", "32-true", "bf16-mixed", "16-mixed"),
@@ -35,11 +35,19 @@ USED_BY: dict[str, tuple[str, ...]] = {
             "epochs",
             "lr",
             "weight_decay",
+            "decay_towards",
             "optimizer",
             "batch_size",
             "accumulate",
             "clip",
+            "warmup",
             "label_smoothing",
+            "mixup",
+            "cutmix",
+            "drop_path",
+            "batchnorm",
+            "ema",
+            "unfreeze",
             "patience",
         ),
         TRAINED,
@@ -66,13 +74,21 @@ class Options:
     epochs: int | None = None
     lr: float | None = None
     weight_decay: float | None = None
+    decay_towards: str | None = None
     optimizer: str | None = None
     augment: str | None = None
     views: int | None = None
     batch_size: int | None = None
     accumulate: int | None = None
     clip: float | None = None
+    warmup: float | None = None
     label_smoothing: float | None = None
+    mixup: float | None = None
+    cutmix: float | None = None
+    drop_path: float | None = None
+    batchnorm: str | None = None
+    ema: float | None = None
+    unfreeze: int | None = None
     patience: int | None = None
     mixing: float | None = None
     class_weights: str = "none"
@@ -123,6 +139,12 @@ RANGES: dict[str, Range] = {
     "accumulate": Range(int, lambda x: 1 <= x <= 65_536, "1 to 65536"),
     "clip": Range(NUMBER, lambda x: x > 0, "a gradient norm above 0"),
     "label_smoothing": Range(NUMBER, lambda x: 0 <= x < 1, "a number from 0 to below 1"),
+    "warmup": Range(NUMBER, lambda x: 0 <= x <= 1, "a share of the steps from 0 to 1"),
+    "mixup": Range(NUMBER, lambda x: 0 <= x <= 100, "α from 0 to 100"),
+    "cutmix": Range(NUMBER, lambda x: 0 <= x <= 100, "α from 0 to 100"),
+    "drop_path": Range(NUMBER, lambda x: 0 <= x < 1, "a share from 0 to below 1"),
+    "ema": Range(NUMBER, lambda x: 0 <= x < 1, "a share from 0 to below 1"),
+    "unfreeze": Range(int, lambda x: 0 <= x <= 100_000, "a number of epochs from 0"),
     "mixing": Range(NUMBER, lambda x: 0 < x <= 1, "a share above 0, at most 1"),
     "val": Range(NUMBER, lambda x: 0 < x < 1, "a fraction between 0 and 1"),
 }

@@ -1,11 +1,12 @@
-"""The types that say what to train: FreezeSpec for the network, TransferPlan for the whole run."""
+"""The types that say what to train: FreezeSpec for the network, Recipe for the steps, TransferPlan for a run."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from toolkit.errors import SettingError
+from toolkit.errors import SettingError, unknown_name
 
 STRATEGIES = ("head", "partial", "full", "scratch")
 
@@ -65,12 +66,68 @@ class FreezeSpec:
         return cls((StageRule(True, 1.0),) * n_stages)
 
 
+# Names that a Recipe's parts may have.
+RECIPE_NAMES: dict[str, tuple[str, ...]] = {
+    "optimizer": ("adamw", "sgd"),
+    "decay_towards": ("zero", "start"),
+    "batchnorm": ("fixed", "frozen", "moving"),
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network learns, step by step; the strategies' own are in `planning/policy.py`.
+
+    lr: the head's rate; a stage has it times its multiplier. optimizer: "adamw", or "sgd" with momentum 0.9 (Nesterov).
+    weight_decay: of weights, not of biases and norms; decay_towards: "zero", or "start", the weights that training
+    begins with (L2-SP: Li et al. 2018, "Explicit inductive bias for transfer learning"), a step of lr · weight_decay.
+    batch_size: images a batch. warmup: share of the steps in which the rate rises; half a cosine follows.
+    label_smoothing: share of a target spread over all classes. mixup, cutmix: α of the Beta(α, α) that says how much
+    of another image is blended in (Zhang et al. 2018) or pasted in as a rectangle (Yun et al. 2019), at the first
+    stage that trains; 0 for neither, and with both each batch has one of them. drop_path: how often the last block
+    that trains is skipped, earlier ones less (stochastic depth: Huang et al. 2016); None as the network has it.
+    batchnorm: of the stages that train; "fixed" keeps statistics, "frozen" scale and shift too, "moving" neither.
+    ema: how much of the average of the weights stays at each step; 0 takes the last weights. unfreeze: epochs after
+    which the next stage below begins to learn, the head from the start (gradual unfreezing: Howard & Ruder 2018); 0 for
+    all at once.
+    Raises SettingError for values out of range.
+    """
+
+    lr: float = 1e-2
+    optimizer: str = "adamw"
+    weight_decay: float = 0.01
+    decay_towards: str = "zero"
+    batch_size: int = 32
+    warmup: float = 0.1
+    label_smoothing: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    drop_path: float | None = None
+    batchnorm: str = "fixed"
+    ema: float = 0.0
+    unfreeze: int = 0
+
+    def __post_init__(self) -> None:
+        for name, known in RECIPE_NAMES.items():
+            if getattr(self, name) not in known:
+                raise unknown_name(name, str(getattr(self, name)), known)
+        shares = ("label_smoothing", "drop_path", "ema")
+        sizes = ("weight_decay", "mixup", "cutmix")
+        sound = 0 < self.lr < math.inf and 0 <= self.warmup <= 1 and self.batch_size >= 1 and self.unfreeze >= 0
+        sound = sound and all(0 <= (getattr(self, name) or 0) < 1 for name in shares)
+        if not (sound and all(0 <= getattr(self, name) < math.inf for name in sizes)):
+            raise SettingError(
+                "recipe: lr > 0, batch_size >= 1, warmup from 0 to 1, label_smoothing, drop_path and ema from 0 to "
+                f"below 1, the others not negative expected, got {self}"
+            )
+
+
 @dataclass(frozen=True)
 class TransferPlan:
     """Everything that decides a run, and why; written to `plan.json`.
 
     cut: first trainable stage (n_stages for `head`). taps: stages whose pooled outputs feed the head.
-    lr: the head's learning rate (None where a closed solver needs none). multipliers: by stage, then the head.
+    recipe: how the tail learns (None where a closed solver needs none). multipliers: by stage, then the head.
     views: distinct seeded views of a training image. similarity, probes, runner_up, predicted: measured
     evidence, None where nothing measured them. overridden: keys that the user set. verdict: how much of the fine-tuning
     was kept, and why (`toolkit.training.mixing.Verdict`); None where nobody had to judge.
@@ -81,9 +138,8 @@ class TransferPlan:
     cut: int
     taps: tuple[int, ...]
     head: str
-    lr: float | None
+    recipe: Recipe | None
     multipliers: tuple[float, ...]
-    weight_decay: float | None
     epochs: int | None
     views: int
     augmentation: str
@@ -112,6 +168,8 @@ class TransferPlan:
         as_tuples: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
         }
+        if as_tuples.get("recipe") is not None:
+            as_tuples["recipe"] = Recipe(**as_tuples["recipe"])
         return cls(**as_tuples)
 
     def __str__(self) -> str:

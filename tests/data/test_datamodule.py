@@ -15,6 +15,7 @@ from toolkit.data.manifest import TRAIN, VAL
 from toolkit.data.scan import scan
 from toolkit.data.split import assign_splits
 from toolkit.errors import ArtifactError, SettingError
+from toolkit.plan import Recipe
 from toolkit.training.module import TransferModule
 
 
@@ -73,7 +74,7 @@ def test_a_file_that_vanishes_while_training_is_recorded(tmp_path, workers):
     data.manifest.file(gone).unlink()
     data.manifest.file(broken).write_bytes(b"\xff\xd8\xff nothing more")
     data.manifest.file(unseen).unlink()
-    module = TransferModule(tiny_backbone(), 3, lr=0.01)
+    module = TransferModule(tiny_backbone(), 3, recipe=Recipe(lr=0.01))
     bare_trainer(tmp_path, max_epochs=2).fit(module, data)
     assert set(data.failures) == {gone, broken, unseen} and all(data.failures.values())
     assert data.state_dict()["failures"] == data.failures
@@ -84,7 +85,7 @@ def test_training_outlives_the_loss_of_every_file(tmp_path):
     data = folder_data(tmp_path / "photos")
     for row in range(len(data.manifest)):
         data.manifest.file(row).unlink()
-    module = TransferModule(tiny_backbone(), 3, weight_decay=0.0)
+    module = TransferModule(tiny_backbone(), 3, recipe=Recipe(weight_decay=0.0))
     before = {key: value.clone() for key, value in module.state_dict().items()}
     bare_trainer(tmp_path, max_epochs=2).fit(module, data)
     assert len(data.failures) == len(data.manifest)
@@ -99,7 +100,7 @@ def test_a_batch_that_is_lost_whole_harms_nothing(tmp_path, broken):
     batches = [batch.rows.tolist() for batch in loader]
     for row in batches[{"first": 0, "middle": 2, "last": -1}[broken]]:
         data.manifest.file(row).write_bytes(b"")
-    module = TransferModule(tiny_backbone(), 3, lr=0.05, update_batchnorm=True)
+    module = TransferModule(tiny_backbone(), 3, recipe=Recipe(lr=0.05, batchnorm="moving"))
     trainer = bare_trainer(tmp_path, max_epochs=2)
     trainer.fit(module, data)
     assert trainer.global_step == 12

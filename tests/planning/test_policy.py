@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from toolkit.data.manifest import TEST, TRAIN, VAL, Manifest
 from toolkit.errors import SettingError
 from toolkit.options import Options
-from toolkit.plan import TransferPlan
+from toolkit.plan import Recipe, TransferPlan
 from toolkit.planning.facts import Facts, facts_of
 from toolkit.planning.policy import choose_strategy, epochs_for, freezing, make_plan
 
@@ -105,14 +105,14 @@ def test_a_cut_that_partial_cannot_have(cut: int) -> None:
 
 def test_head_needs_no_rate_and_no_epochs() -> None:
     plan = make(Options(strategy="head"))
-    assert (plan.cut, plan.lr, plan.weight_decay, plan.epochs, plan.views) == (8, None, None, None, 1)
+    assert (plan.cut, plan.recipe, plan.epochs, plan.views) == (8, None, None, 1)
     assert plan.augmentation == "none"
     assert plan.multipliers == (0.0,) * 8 + (1.0,)
 
 
 def test_defaults_of_a_trained_strategy() -> None:
     plan = make(Options(strategy="partial"))
-    assert (plan.cut, plan.lr, plan.weight_decay, plan.epochs, plan.views) == (6, 1e-2, 0.01, 30, 8)
+    assert (plan.cut, plan.recipe, plan.epochs, plan.views) == (6, Recipe(lr=1e-2, weight_decay=0.01), 30, 8)
     assert plan.multipliers == (0.0,) * 6 + (0.01, 0.1, 1.0)
     assert plan.overridden == ("strategy",)
     assert any("never from noise" in reason for reason in plan.reasons)
@@ -122,7 +122,7 @@ def test_defaults_of_a_trained_strategy() -> None:
 def test_what_was_set_wins_and_is_named() -> None:
     given = {"cut": 4, "taps": [7], "epochs": 9, "lr": 0.5, "weight_decay": 0.0, "augment": "crop", "views": 2}
     plan = make(Options(strategy="partial", image_size=64, **given), taps=(7,), image_size_px=64)  # type: ignore[arg-type]
-    assert (plan.cut, plan.taps, plan.epochs, plan.lr, plan.weight_decay) == (4, (7,), 9, 0.5, 0.0)
+    assert (plan.cut, plan.taps, plan.epochs, plan.recipe) == (4, (7,), 9, Recipe(lr=0.5, weight_decay=0.0))
     assert (plan.augmentation, plan.views, plan.image_size) == ("crop", 2, 64)
     assert set(plan.overridden) == {*given, "image_size", "strategy"}
 

@@ -125,7 +125,7 @@ def test_options_of_a_trained_tail(photos: Path, tmp_path: Path) -> None:
     options = {"optimizer": "sgd", "augment": "crop", "views": 1, "accumulate": 2, "clip": 0.5, "patience": 1}
     more = {"label_smoothing": 0.1, "weight_decay": 0.0, "class_weights": "balanced", "taps": [7]}
     result = run(photos, tmp_path / "run", "partial", **options, **more)
-    assert (result.plan.augmentation, result.plan.views, result.plan.weight_decay) == ("crop", 1, 0.0)
+    assert (result.plan.augmentation, result.plan.views, result.plan.recipe.weight_decay) == ("crop", 1, 0.0)
     assert result.metrics["val"]["accuracy"] > 0.6
 
 

@@ -131,7 +131,7 @@ def fits(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, float, Manifest]]:
     fit = tail_fit.fit
 
     def noted(module: Any, data: Any, *more: Any, folder: Path, **settings: Any) -> int:
-        made.append((folder.name, module.lr, data.manifest))
+        made.append((folder.name, module.recipe.lr, data.manifest))
         return fit(module, data, *more, folder=folder, **settings)
 
     monkeypatch.setattr(tail_fit, "fit", noted)

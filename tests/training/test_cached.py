@@ -25,6 +25,7 @@ from toolkit.data.manifest import TRAIN
 from toolkit.features.dataset import StoredViews
 from toolkit.features.request import Request
 from toolkit.features.store import FeatureStore
+from toolkit.plan import Recipe
 from toolkit.training.fit import FitSettings, fit
 from toolkit.training.groups import parameter_groups
 from toolkit.training.module import TransferModule
@@ -67,7 +68,7 @@ def train(
     module: TransferModule, data: ImageFolderData, optimizer: str, steps: int = STEPS
 ) -> tuple[list[float], dict[str, Tensor]]:
     """Train in a plain loop; return the losses of the steps, of the validation images after them, and the weights."""
-    groups = parameter_groups(module.network, lr=0.02, weight_decay=0.01)
+    groups = parameter_groups(module.network, Recipe(lr=0.02, weight_decay=0.01))
     made = torch.optim.SGD(groups, momentum=0.9) if optimizer == "sgd" else torch.optim.AdamW(groups)
     module.train()
     torch.manual_seed(5)  # dropout
@@ -154,7 +155,7 @@ def test_in_every_family(tmp_path, pictures, name, optimizer):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SIZES)
 def test_in_every_family_with_statistics_that_move(tmp_path, pictures, name):
-    check(tmp_path, pictures, partial(family, name), "tail alone", "adamw", steps=8, update_batchnorm=True)
+    check(tmp_path, pictures, partial(family, name), "tail alone", "adamw", steps=8, recipe=Recipe(batchnorm="moving"))
 
 
 @pytest.mark.parametrize("shape", ["taps on both sides", "tail alone", "head alone"])
@@ -177,17 +178,18 @@ def norms_first() -> Backbone:
 @pytest.mark.parametrize("shape", ["taps on both sides", "tail alone"])
 def test_a_tail_that_begins_with_a_norm_whose_statistics_move(tmp_path, pictures, shape):
     """Sums over a batch depend on how it lies in memory: what is stored has to lie there as what is computed."""
-    check(tmp_path, pictures, norms_first, shape, "adamw", update_batchnorm=True)
+    check(tmp_path, pictures, norms_first, shape, "adamw", recipe=Recipe(batchnorm="moving"))
 
 
-def test_with_the_trainer(tmp_path, pictures):
+@pytest.mark.parametrize("recipe", [{}, {"mixup": 1.0, "ema": 0.5}, {"cutmix": 1.0}], ids=["plain", "mixup", "cutmix"])
+def test_with_the_trainer(tmp_path, pictures, recipe):
     outcomes = []
     for cached in (False, True):
         backbone = tiny_backbone()
         data = data_of(pictures, backbone)
         if cached:
             data.stored = stored_views(tmp_path / "cache", data, backbone, "taps on both sides")
-        module = TransferModule(backbone, 3, cut=2, taps=(0, 1, 3), lr=0.05)
+        module = TransferModule(backbone, 3, cut=2, taps=(0, 1, 3), recipe=Recipe(lr=0.05, **recipe))
         folder = tmp_path / ("store" if cached else "files")
         torch.manual_seed(5)
         settings = FitSettings(epochs=3, precision="32-true")

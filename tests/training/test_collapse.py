@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.training.tiny import folder_data, tiny_backbone
+from toolkit.plan import Recipe
 from toolkit.training.collapse import FIRST_IMAGES, KEPT, WINDOW_IMAGES, CollapsedError, CollapseGuard
 from toolkit.training.fit import FitSettings, fit
 from toolkit.training.module import TransferModule
@@ -134,7 +135,7 @@ def fitted(folder, *, guarded):
     """Fit at a rate at which the loss is soon no number."""
     data = folder_data(folder / "photos", workers=0)
     torch.manual_seed(0)
-    module = TransferModule(tiny_backbone(dropout=0), 3, cut=1, lr=1e38, optimizer="sgd")
+    module = TransferModule(tiny_backbone(dropout=0), 3, cut=1, recipe=Recipe(lr=1e38, optimizer="sgd"))
     settings = FitSettings(epochs=2, precision="32-true", clip=None, guarded=guarded)
     return fit(module, data, settings, folder=folder, history=folder / "history.csv", device=torch.device("cpu"))
 

@@ -23,7 +23,7 @@ from tests.training.tiny import (
 )
 from toolkit.errors import SettingError
 from toolkit.heads.linear import LinearHead
-from toolkit.plan import FreezeSpec, StageRule
+from toolkit.plan import FreezeSpec, Recipe, StageRule
 from toolkit.training.groups import parameter_groups
 from toolkit.training.module import TransferModule
 from toolkit.training.network import TransferNetwork
@@ -35,7 +35,7 @@ from toolkit.training.network import TransferNetwork
     ids=["plain", "accumulated", "bf16", "clipped"],
 )
 def test_prefix_is_bit_identical_after_training(tmp_path, settings):
-    module = TransferModule(tiny_backbone(), 3, cut=2, lr=0.1)
+    module = TransferModule(tiny_backbone(), 3, cut=2, recipe=Recipe(lr=0.1))
     before, start = prefix_state(module), copied(module.network.state_dict())
     bare_trainer(tmp_path, **settings).fit(module, folder_data(tmp_path / "photos"))
     assert len(before) == 2 * 6  # conv, and BatchNorm's weight, bias, mean, variance and count
@@ -49,12 +49,12 @@ def test_prefix_is_bit_identical_after_training(tmp_path, settings):
 
 def test_prefix_is_bit_identical_after_a_resume(tmp_path):
     data = folder_data(tmp_path / "photos")
-    first = TransferModule(tiny_backbone(), 3, cut=2, lr=0.1)
+    first = TransferModule(tiny_backbone(), 3, cut=2, recipe=Recipe(lr=0.1))
     before = prefix_state(first)
     trainer = bare_trainer(tmp_path, max_epochs=1)
     trainer.fit(first, data)
     trainer.save_checkpoint(tmp_path / "one.ckpt")
-    second = TransferModule(tiny_backbone(), 3, cut=2, lr=0.1)
+    second = TransferModule(tiny_backbone(), 3, cut=2, recipe=Recipe(lr=0.1))
     bare_trainer(tmp_path).fit(second, folder_data(tmp_path / "photos"), ckpt_path=tmp_path / "one.ckpt")
     assert_equal(prefix_state(second), before)
     assert not any(p.requires_grad for p in second.network.stages[:2].parameters())
@@ -75,7 +75,7 @@ class SwitchesModes(pl.Callback):
 
 
 def test_train_calls_of_a_parent_never_reach_the_prefix(tmp_path):
-    module = TransferModule(tiny_backbone(), 3, cut=2, lr=0.1)
+    module = TransferModule(tiny_backbone(), 3, cut=2, recipe=Recipe(lr=0.1))
     before, switches = prefix_state(module), SwitchesModes()
     bare_trainer(tmp_path, callbacks=[switches]).fit(module, folder_data(tmp_path / "photos"))
     assert_equal(prefix_state(module), before)
@@ -87,7 +87,9 @@ def test_train_calls_of_a_parent_never_reach_the_prefix(tmp_path):
 @pytest.mark.parametrize("cut", [0, 1, 3])
 def test_statistics_of_the_tail_move_only_if_asked(tmp_path, cut):
     for update in (False, True):
-        module = TransferModule(tiny_backbone(), 3, cut=cut, lr=0.1, update_batchnorm=update)
+        module = TransferModule(
+            tiny_backbone(), 3, cut=cut, recipe=Recipe(lr=0.1, batchnorm="moving" if update else "fixed")
+        )
         start = copied(dict(module.network.named_buffers()))
         bare_trainer(tmp_path, max_epochs=1).fit(module, folder_data(tmp_path / "photos"))
         moved = changed(copied(dict(module.network.named_buffers())), start)
@@ -127,13 +129,15 @@ def test_no_gradient_ever_reaches_the_prefix():
 def test_groups_never_hold_the_prefix_and_hold_the_rest_once():
     module = TransferModule(tiny_backbone(), 3, cut=2)
     prefix = {id(p) for p in module.network.stages[:2].parameters()}
-    held = [id(p) for group in parameter_groups(module.network, lr=1.0, weight_decay=0.1) for p in group["params"]]
+    held = [
+        id(p) for group in parameter_groups(module.network, Recipe(lr=1.0, weight_decay=0.1)) for p in group["params"]
+    ]
     assert not prefix & set(held)
     assert len(held) == len(set(held)) == len(list(module.network.parameters())) - len(prefix)
 
 
 def test_everything_frozen_trains_the_head_alone(tmp_path):
-    module = TransferModule(tiny_backbone(), 3, cut=4, lr=0.1)
+    module = TransferModule(tiny_backbone(), 3, cut=4, recipe=Recipe(lr=0.1))
     start = copied(module.network.state_dict())
     bare_trainer(tmp_path).fit(module, folder_data(tmp_path / "photos"))
     moved = changed(copied(module.network.state_dict()), start)
@@ -162,7 +166,7 @@ def test_a_spec_must_fit_its_backbone():
     with pytest.raises(SettingError, match="either cut or spec"):
         TransferModule(tiny_backbone(), 3, cut=1, spec=FreezeSpec.at_cut(4, 1))
     with pytest.raises(SettingError, match=r"unknown optimizer 'adanw'.*adamw"):
-        TransferModule(tiny_backbone(), 3, optimizer="adanw")
+        TransferModule(tiny_backbone(), 3, recipe=Recipe(optimizer="adanw"))
 
 
 def test_a_tail_that_no_tap_sees_is_refused():
@@ -196,7 +200,7 @@ DDP = """
     seen = []
     folder = Path(sys.argv[1])
     data = folder_data(folder / "photos", batch_size=8, val=0.1)
-    module = TransferModule(tiny_backbone(), 3, cut=2, lr=0.1, update_batchnorm=True)
+    module = TransferModule(tiny_backbone(), 3, cut=2, recipe=Recipe(lr=0.1, batchnorm="moving"))
     trainer = bare_trainer(folder, strategy="ddp", devices=2, callbacks=[Keep()])
     trainer.fit(module, data)
 """

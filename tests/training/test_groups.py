@@ -11,7 +11,7 @@ from tests.training.tiny import bare_trainer, folder_data, tiny_backbone
 from toolkit.backbones.catalog import build_backbone
 from toolkit.backbones.taps import tap_widths
 from toolkit.heads.linear import LinearHead
-from toolkit.plan import FreezeSpec
+from toolkit.plan import FreezeSpec, Recipe
 from toolkit.training.groups import parameter_groups, rates_table
 from toolkit.training.module import TransferModule
 from toolkit.training.network import TransferNetwork
@@ -47,7 +47,7 @@ def assert_ratios(seen: dict, steps: int) -> None:
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_ratios_hold_at_every_step_and_after_a_resume(tmp_path, optimizer):
-    settings = {"cut": 1, "lr": 0.2, "optimizer": optimizer, "weight_decay": 0.03, "warmup": 0.25}
+    settings = {"cut": 1, "recipe": Recipe(lr=0.2, optimizer=optimizer, weight_decay=0.03, warmup=0.25)}
     whole, first, second = Rates(), Rates(), Rates()
     data = {"batch_size": 3}  # 21 training images: 7 steps an epoch
     bare_trainer(tmp_path, max_epochs=4, callbacks=[whole]).fit(
@@ -79,7 +79,7 @@ def test_ratios_hold_at_every_step_and_after_a_resume(tmp_path, optimizer):
 
 def test_the_schedule_counts_optimizer_steps(tmp_path):
     rates = Rates()
-    module = TransferModule(tiny_backbone(), 3, cut=1, lr=0.2, weight_decay=0.03)
+    module = TransferModule(tiny_backbone(), 3, cut=1, recipe=Recipe(lr=0.2, weight_decay=0.03))
     bare_trainer(tmp_path, max_epochs=4, accumulate_grad_batches=3, callbacks=[rates]).fit(
         module, folder_data(tmp_path / "photos", batch_size=3)
     )
@@ -93,7 +93,7 @@ def test_every_trainable_parameter_is_in_one_group(name, strategy):
     spec = FreezeSpec.from_scratch(len(backbone)) if strategy == "scratch" else None
     spec = spec or FreezeSpec.at_cut(len(backbone), len(backbone) - 2 if strategy == "partial" else 0)
     network = TransferNetwork(backbone, LinearHead(tap_widths(backbone, None), 3), spec)
-    groups = parameter_groups(network, lr=1.0, weight_decay=0.1)
+    groups = parameter_groups(network, Recipe(lr=1.0, weight_decay=0.1))
     held = [id(p) for group in groups for p in group["params"]]
     assert len(held) == len(set(held))
     assert set(held) == {id(p) for p in network.parameters() if p.requires_grad}
@@ -110,12 +110,12 @@ def test_every_trainable_parameter_is_in_one_group(name, strategy):
 
 def test_rates_of_scratch_are_the_heads():
     network = TransferNetwork(tiny_backbone(), LinearHead((16,), 3), FreezeSpec.from_scratch(4))
-    assert {group["lr"] for group in parameter_groups(network, lr=0.5, weight_decay=0.1)} == {0.5}
+    assert {group["lr"] for group in parameter_groups(network, Recipe(lr=0.5, weight_decay=0.1))} == {0.5}
 
 
 def test_the_table_says_what_trains_at_which_rate():
     network = TransferNetwork(tiny_backbone(), LinearHead((16,), 3), FreezeSpec.at_cut(4, 2))
-    lines = rates_table(parameter_groups(network, lr=0.001, weight_decay=0.05)).splitlines()
+    lines = rates_table(parameter_groups(network, Recipe(lr=0.001, weight_decay=0.05))).splitlines()
     cells = [[cell.strip() for cell in line.split("  ") if cell.strip()] for line in lines]
     assert cells == [
         ["part", "tensors", "parameters", "multiplier", "lr", "weight decay"],

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from tests.training.tiny import bare_trainer, folder_data, tiny_backbone
+from toolkit.plan import Recipe
 from toolkit.training.history import COLUMNS, History, StepProgress
 from toolkit.training.module import TransferModule
 
@@ -19,7 +20,7 @@ from toolkit.training.module import TransferModule
 def rows_of(path: Path) -> list[dict[str, str]]:
     with open(path, newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
-        assert tuple(reader.fieldnames or ()) == COLUMNS
+        assert tuple(reader.fieldnames or ())[: len(COLUMNS)] == COLUMNS
         return list(reader)
 
 
@@ -39,18 +40,17 @@ def test_the_file_is_whole_after_every_epoch(tmp_path):
     path.parent.mkdir()
     start = {"val_loss": 1.25, "val_accuracy": 0.5}
     peeks = Peeks(path)
-    module = TransferModule(tiny_backbone(), 3, lr=0.01)
+    module = TransferModule(tiny_backbone(), 3, recipe=Recipe(lr=0.01))
     bare_trainer(tmp_path, max_epochs=3, callbacks=[History(path, start), peeks]).fit(
         module, folder_data(tmp_path / "photos")
     )
     assert peeks.seen == [["0"], ["0", "1"], ["0", "1", "2"]]
     rows = rows_of(path)
-    assert rows[0] == {key: "" for key in COLUMNS} | {
-        "epoch": "0",
-        "step": "0",
-        "val_loss": "1.25",
-        "val_accuracy": "0.5",
-    }
+    known = {"epoch": "0", "step": "0", "val_loss": "1.25", "val_accuracy": "0.5"}
+    assert rows[0] == dict.fromkeys(rows[0], "") | known
+    updates = ["update_stage_2", "update_stage_3", "update_head"]
+    assert list(rows[0]) == [*COLUMNS, *updates]
+    assert all(0 < float(row[key]) < 1 for row in rows[1:] for key in updates[:2])
     assert [row["step"] for row in rows] == ["0", "6", "12", "18"]
     assert all(math.isfinite(float(row[key])) for row in rows[1:] for key in COLUMNS)
     assert float(rows[-1]["lr_head"]) < 0.01 and float(rows[1]["lr_head"]) > float(rows[2]["lr_head"])
@@ -62,7 +62,7 @@ def test_the_file_is_whole_after_every_epoch(tmp_path):
 def test_the_numbers_are_those_that_lightning_logs(tmp_path):
     path = tmp_path / "history.csv"
     trainer = bare_trainer(tmp_path, max_epochs=1, callbacks=[History(path)])
-    trainer.fit(TransferModule(tiny_backbone(), 3, lr=0.01), folder_data(tmp_path / "photos"))
+    trainer.fit(TransferModule(tiny_backbone(), 3, recipe=Recipe(lr=0.01)), folder_data(tmp_path / "photos"))
     (row,) = rows_of(path)
     for key in ("train_loss", "train_accuracy", "val_loss", "val_accuracy"):
         assert float(row[key]) == pytest.approx(float(trainer.callback_metrics[key]), rel=1e-4)

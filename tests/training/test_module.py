@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import toolkit
 from tests.training.tiny import SMALL, assert_equal, bare_trainer, changed, copied, folder_data, tiny_backbone
+from toolkit.plan import Recipe
 from toolkit.training.module import TransferModule
 
 
@@ -60,7 +61,7 @@ class KeepsInMemory(Logger):
 def test_public_names_work_under_a_trainer_as_a_user_makes_it(tmp_path):
     folder_data(tmp_path / "photos")
     data = toolkit.ImageFolderData(tmp_path / "photos", SMALL, batch_size=4)
-    module = toolkit.TransferModule(tiny_backbone(), len(data.classes), lr=0.02)
+    module = toolkit.TransferModule(tiny_backbone(), len(data.classes), recipe=Recipe(lr=0.02))
     counts, memory = Counts(), KeepsInMemory()
     trainer = pl.Trainer(
         accelerator="cpu",
@@ -88,7 +89,7 @@ def test_public_names_work_under_a_trainer_as_a_user_makes_it(tmp_path):
 
 def test_logged_numbers_are_means_over_images(tmp_path):
     data = folder_data(tmp_path / "photos", views=1)
-    module = TransferModule(tiny_backbone(dropout=0.0), 3, cut=4, lr=1e-12, label_smoothing=0.1)
+    module = TransferModule(tiny_backbone(dropout=0.0), 3, cut=4, recipe=Recipe(lr=1e-12, label_smoothing=0.1))
     nn.init.normal_(module.network.head.linear.weight, generator=torch.Generator().manual_seed(0))
     trainer = bare_trainer(tmp_path, max_epochs=1)
     trainer.fit(module, data)
@@ -110,7 +111,7 @@ def test_a_users_checkpoint_resumes_to_equal_weights(tmp_path, epochs_before):
     """Without our callbacks nothing keeps the random state, so the network here has no dropout."""
 
     def parts() -> tuple[TransferModule, toolkit.ImageFolderData]:
-        module = TransferModule(tiny_backbone(dropout=0.0), 3, cut=1, lr=0.05)
+        module = TransferModule(tiny_backbone(dropout=0.0), 3, cut=1, recipe=Recipe(lr=0.05))
         return module, folder_data(tmp_path / "photos")
 
     class Saves(pl.Callback):
@@ -143,7 +144,7 @@ def test_a_loader_of_ones_own_gives_normalised_floats(tmp_path):
     floats = (pixels.float() / 255 - mean) / std
     weights = []
     for images in (pixels, floats):
-        module = TransferModule(tiny_backbone(dropout=0.0), 3, cut=2, lr=0.05)
+        module = TransferModule(tiny_backbone(dropout=0.0), 3, cut=2, recipe=Recipe(lr=0.05))
         loader = DataLoader(TensorDataset(images, labels), batch_size=5)
         bare_trainer(tmp_path).fit(module, loader, loader)
         weights.append(copied(module.network.state_dict()))
@@ -157,7 +158,7 @@ def test_a_network_and_a_head_of_ones_own(tmp_path):
         nn.Sequential(conv, nn.Sequential(nn.ReLU(), nn.Conv2d(6, 5, 3))), preprocessing=SMALL
     )
     head = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
-    module = TransferModule(backbone, 3, cut=1, head=head, lr=0.05)
+    module = TransferModule(backbone, 3, cut=1, head=head, recipe=Recipe(lr=0.05))
     frozen, start = conv.weight.detach().clone(), copied(head.state_dict())
     bare_trainer(tmp_path).fit(module, folder_data(tmp_path / "photos"))
     assert torch.equal(conv.weight, frozen)
@@ -167,7 +168,7 @@ def test_a_network_and_a_head_of_ones_own(tmp_path):
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 @pytest.mark.parametrize("weights", [None, [0.5, 2.0, 1.0]])
 def test_the_loss_is_torchs(smoothing, weights):
-    module = TransferModule(tiny_backbone(), 3, label_smoothing=smoothing, class_weights=weights).eval()
+    module = TransferModule(tiny_backbone(), 3, class_weights=weights, recipe=Recipe(label_smoothing=smoothing)).eval()
     nn.init.normal_(module.network.head.linear.weight, std=3)
     pixels = torch.randint(0, 256, (6, 3, 32, 32), dtype=torch.uint8)
     labels = torch.tensor([0, 1, 2, 2, 1, 0])
@@ -191,7 +192,7 @@ def test_a_last_batch_of_one_does_no_harm(tmp_path):
     data = folder_data(tmp_path / "photos", batch_size=4)
     assert len(data.manifest.rows(0)) % 4 == 1
     head = nn.Sequential(nn.Linear(16, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
-    module = TransferModule(tiny_backbone(), 3, cut=0, head=head, lr=0.01, update_batchnorm=True)
+    module = TransferModule(tiny_backbone(), 3, cut=0, head=head, recipe=Recipe(lr=0.01, batchnorm="moving"))
     sizes, losses = [], []
 
     class Look(pl.Callback):
@@ -275,8 +276,10 @@ def test_a_module_from_a_user_s_trainer_is_tested_and_saved(tmp_path):
 
 @pytest.mark.parametrize(
     "wrong", [{"lr": 0.0}, {"lr": math.nan}, {"weight_decay": -1.0}, {"warmup": 2.0}, {"label_smoothing": 1.0},
-              {"class_weights": [1.0]}]
+              {"mixup": -0.1}, {"cutmix": math.inf}, {"drop_path": 1.0}, {"ema": 1.0}, {"unfreeze": -1}]
 )  # fmt: skip
 def test_values_that_make_no_sense_are_refused(wrong):
     with pytest.raises(toolkit.ToolkitError, match="expected"):
-        TransferModule(tiny_backbone(), 3, **wrong)
+        Recipe(**wrong)
+    with pytest.raises(toolkit.ToolkitError, match="class_weights: 3 of them expected"):
+        TransferModule(tiny_backbone(), 3, class_weights=[1.0])

@@ -19,6 +19,7 @@ from tests.photos import photo
 from tests.training.tiny import assert_equal, copied, folder_data, tiny_backbone
 from toolkit.data.datamodule import ImageFolderData
 from toolkit.errors import ArtifactError, Interrupted
+from toolkit.plan import Recipe
 from toolkit.training import fit as fit_module
 from toolkit.training.best import BEST
 from toolkit.training.checkpoints import LAST, WholeCheckpointIO
@@ -68,7 +69,8 @@ def train_once(
     keys = {"workers": 0, "batch_size": 4, "views": EPOCHS, **settings.pop("data", {})}
     torch.manual_seed(1 if not (folder / LAST).exists() else 999)  # a resumed run must not depend on this
     data = folder_data(folder.parent / "photos", COUNTS, **keys)
-    module = TransferModule(tiny_backbone(), 3, cut=1, lr=0.05, **settings.pop("module", {}))
+    recipe = Recipe(**{"lr": 0.05, **settings.pop("recipe", {})})
+    module = TransferModule(tiny_backbone(), 3, cut=1, recipe=recipe, **settings.pop("module", {}))
     start = settings.pop("start", None)
     transfer = ImageFolderData.on_before_batch_transfer
 
@@ -214,11 +216,22 @@ def test_a_save_between_steps_changes_nothing(tmp_path, monkeypatch, undisturbed
     "settings",
     [
         {"precision": "bf16-mixed"},
-        {"module": {"update_batchnorm": True, "optimizer": "sgd", "label_smoothing": 0.1}},
+        {"recipe": {"batchnorm": "moving", "optimizer": "sgd", "label_smoothing": 0.1}},
+        {"recipe": {"ema": 0.8, "mixup": 0.4, "unfreeze": 1}},
+        {"recipe": {"ema": 0.9}, "accumulate": 2},
+        {"recipe": {"decay_towards": "start", "weight_decay": 1.0, "cutmix": 1.0}},
         {"data": {"batch_size": 7, "views": 1}},
         {"clip": None, "module": {"class_weights": [1.0, 2.0, 0.5]}},
     ],
-    ids=["bf16", "batchnorm and sgd", "other batches", "class weights"],
+    ids=[
+        "bf16",
+        "batchnorm and sgd",
+        "average and mixup",
+        "average of two",
+        "to the start and cutmix",
+        "other batches",
+        "class weights",
+    ],
 )
 def test_other_settings_resume_as_well(tmp_path, monkeypatch, settings):
     expected = train(tmp_path / "whole", monkeypatch, **settings)
@@ -243,7 +256,7 @@ def test_patience_and_best_weights_resume(tmp_path, monkeypatch, stop):
 
 
 def test_best_weights_come_back_in_a_run_that_ends_by_its_epochs(tmp_path, monkeypatch):
-    settings = {"patience": 3, "module": {"optimizer": "sgd"}, "start": {"val_loss": 1e-6, "val_accuracy": 1.0}}
+    settings = {"patience": 3, "recipe": {"optimizer": "sgd"}, "start": {"val_loss": 1e-6, "val_accuracy": 1.0}}
     expected = train(tmp_path / "whole", monkeypatch, epochs=2, **settings)
     for name, stop in (("last step", SignalAfter(11)), ("end", SignalAfter(0, "on_train_end"))):
         resumed = train(tmp_path / name, monkeypatch, [stop], epochs=2, **settings)

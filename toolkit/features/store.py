@@ -14,6 +14,7 @@ import torch
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
+from toolkit.allocator import hand_back_freed_memory
 from toolkit.data.manifest import Manifest
 from toolkit.errors import ArtifactError
 from toolkit.features.contents import Contents
@@ -90,6 +91,7 @@ class FeatureStore:
                     alone = True
                 else:
                     search.compute(missing, workers, max_pixels)
+                    hand_back_freed_memory()  # what comes next is not of the size of forward passes
         raise ArtifactError(
             f"{self.folder}: what is stored is gone before it can be read: images change while they are read, or "
             "something empties the cache; run again when that has ended"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import fields, replace
 
 from toolkit.errors import SettingError
 from toolkit.options import Options
-from toolkit.plan import FreezeSpec, TransferPlan
+from toolkit.plan import FreezeSpec, Recipe, TransferPlan
 from toolkit.planning.facts import Facts
 
 # notes: Training (Transfer Learning) speaks of small and medium sets without numbers. These are ours: up to about
@@ -20,25 +20,14 @@ MEDIUM_FROM_IMAGES_PER_CLASS = 20  # our choice: with fewer, a tail of a million
 PARTIAL_STAGES = 2  # the top stage and the middle one below it: the notes' two rates
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """Defaults of a trained strategy. lr is the head's; epochs and views by the size of the set (`epochs_for`)."""
-
-    lr: float
-    weight_decay: float
-    optimizer: str = "adamw"
-    label_smoothing: float = 0.0
-    batch_size: int = 32
-
-
 # AdamW; the tail learns at 1/10 and 1/100 of lr, so that 1e-2 gives the top stage the 1e-3 that AdamW usually has. At
 # 1e-3 the tail hardly moved: in 300 steps on 500 flowers it added nothing to its head (0.885), at 1e-2 3.5 points, as
-# one rate of 1e-3 for all did; one seed, scripts/bench/rates repeats it. Pretrained weights are decayed as little as
+# one rate of 1e-3 for all did; one seed, scripts/bench/recipes repeats it. Pretrained weights are decayed as little as
 # AdamW's default does.
 RECIPES = {
     "partial": Recipe(lr=1e-2, weight_decay=0.01),
     "full": Recipe(lr=1e-2, weight_decay=0.01),
-    "scratch": Recipe(lr=1e-3, weight_decay=0.05, label_smoothing=0.1),
+    "scratch": Recipe(lr=1e-3, weight_decay=0.05, label_smoothing=0.1, batchnorm="moving"),
 }
 STEPS_WANTED = {"partial": 500, "full": 500, "scratch": 2_000}
 EPOCHS_RANGE = (5, 30)
@@ -86,6 +75,14 @@ def freezing(strategy: str, n_stages: int, cut: int | None) -> FreezeSpec:
     return FreezeSpec.at_cut(n_stages, max(0, n_stages - PARTIAL_STAGES) if cut is None else cut)
 
 
+def recipe_for(strategy: str, options: Options) -> Recipe | None:
+    """Return a strategy's Recipe with what the user set in it; None for `head`, which needs no steps."""
+    recipe = RECIPES.get(strategy)
+    if recipe is None:
+        return None
+    return replace(recipe, **{name: getattr(options, name) for name in _RECIPE_KEYS if options.given(name)})
+
+
 def make_plan(
     facts: Facts, options: Options, *, backbone: str, n_stages: int, taps: tuple[int, ...], image_size_px: int
 ) -> TransferPlan:
@@ -103,7 +100,7 @@ def make_plan(
         )
     if options.patience is not None and facts.n_val == 0:
         raise SettingError("patience: there are no validation images to watch; remove it, or add some")
-    recipe = RECIPES.get(strategy)
+    recipe = recipe_for(strategy, options)
     if strategy == "head" and options.given("augment") and (options.views or 1) == 1:
         raise SettingError(
             "augment: the strategy 'head' sees the clean view alone; set views to 2 or more, or remove it"
@@ -115,10 +112,11 @@ def make_plan(
     reasons = [reason]
     epochs = None
     if recipe is not None:
-        batch_size = options.batch_size or recipe.batch_size
-        epochs = options.epochs or epochs_for(strategy, facts.n_train, batch_size)
-        steps = epochs * -(-facts.n_train // batch_size)
-        reasons.append(f"{epochs} epochs of {facts.n_train} images in batches of {batch_size} are {steps} batches")
+        epochs = options.epochs or epochs_for(strategy, facts.n_train, recipe.batch_size)
+        steps = epochs * -(-facts.n_train // recipe.batch_size)
+        reasons.append(
+            f"{epochs} epochs of {facts.n_train} images in batches of {recipe.batch_size} are {steps} batches"
+        )
     if strategy in ("partial", "full"):
         reasons.append(
             "it starts from a head trained on the frozen features, never from noise (LP-FT, Kumar et al. 2022)"
@@ -130,9 +128,8 @@ def make_plan(
         cut=spec.cut,
         taps=taps,
         head="linear" if strategy == "scratch" else options.head or "auto",
-        lr=None if recipe is None else options.lr or recipe.lr,
+        recipe=recipe,
         multipliers=(*(rule.multiplier for rule in spec.rules), spec.head_multiplier),
-        weight_decay=None if recipe is None else _set(options.weight_decay, recipe.weight_decay),
         epochs=epochs,
         views=views,
         augmentation=options.augment or ("none" if views == 1 and recipe is None else "standard"),
@@ -144,8 +141,5 @@ def make_plan(
     )
 
 
-_OVERRIDABLE = ("cut", "taps", "head", "image_size", "epochs", "lr", "weight_decay", "augment", "views")
-
-
-def _set(value: float | None, default: float) -> float:
-    return default if value is None else value
+_RECIPE_KEYS = tuple(field.name for field in fields(Recipe) if field.name in {own.name for own in fields(Options)})
+_OVERRIDABLE = ("cut", "taps", "head", "image_size", "epochs", "augment", "views", *_RECIPE_KEYS)

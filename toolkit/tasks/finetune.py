@@ -31,13 +31,21 @@ def finetune(
     folds: int | None = None,
     lr: float | None = None,
     weight_decay: float | None = None,
+    decay_towards: str | None = None,
     optimizer: str | None = None,
     augment: str | None = None,
     views: int | None = None,
     batch_size: int | None = None,
     accumulate: int | None = None,
     clip: float | None = None,
+    warmup: float | None = None,
     label_smoothing: float | None = None,
+    mixup: float | None = None,
+    cutmix: float | None = None,
+    drop_path: float | None = None,
+    batchnorm: str | None = None,
+    ema: float | None = None,
+    unfreeze: int | None = None,
     patience: int | None = None,
     mixing: float | None = None,
     class_weights: str = "none",
@@ -71,13 +79,21 @@ def finetune(
         folds: score the head by repeated cross-validation with so many folds as well (strategy head)
         lr: learning rate of the head; the top stage has 1/10, the others 1/100 of it
         weight_decay: of weights; biases and norms are never decayed
+        decay_towards: zero (default), or start: the weights that training begins with (L2-SP)
         optimizer: adamw (default) or sgd (momentum 0.9, Nesterov)
         augment: standard (crop, flip, colour; default), crop, or none
         views: distinct views of an image, the clean one first; epochs go through them in turn
         batch_size: images a step; 32 by default
         accumulate: batches whose gradients are added before a step; 1 by default
         clip: largest norm of the gradient; 1 by default
+        warmup: share of the steps in which the rate rises, before it falls along a cosine; 0.1 by default
         label_smoothing: share of the target spread over all classes
+        mixup: α of Beta(α, α), the share of another image blended into each, at the first stage that trains; 0 for none
+        cutmix: the same for a rectangle of another image; with mixup as well, each batch has one of them
+        drop_path: how often the last block is skipped in training, earlier ones less; as the network has it by default
+        batchnorm: of stages that train: fixed statistics (default), frozen (scale and shift too), or moving
+        ema: decay of a moving average of the weights, which is what is kept; 0 (default) keeps the last weights
+        unfreeze: epochs until the next stage below begins to learn, top first; 0 (default) for all at once
         patience: stop after so many epochs without a lower validation loss, and keep the best weights
         mixing: share of the fine-tuned weights kept, 1 for all; decided on held-out training images by default
         class_weights: none, or balanced (rare classes weigh more)

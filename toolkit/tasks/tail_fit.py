@@ -15,7 +15,6 @@ from toolkit.artifacts.run_folder import AGAIN, START
 from toolkit.data.datamodule import ImageFolderData
 from toolkit.data.manifest import TRAIN, VAL, Manifest
 from toolkit.hardware import resolve_precision
-from toolkit.planning.policy import RECIPES
 from toolkit.progress import say
 from toolkit.storage import publishing
 from toolkit.tasks.job import Job, worker_count
@@ -56,7 +55,7 @@ def fit_from_start(
         if folder == phase.folder and (phase.folder / AGAIN).exists():
             continue  # it collapsed before this run was resumed
         if folder != phase.folder:
-            module.lr *= SMALLER_RATE
+            module.recipe = replace(module.recipe, lr=module.recipe.lr * SMALLER_RATE)
             folder.mkdir(exist_ok=True)
         try:
             run_fit(module, data, replace(phase, folder=folder), prepared, job, row=row)
@@ -91,9 +90,7 @@ def read_start(folder: Path) -> tuple[dict[str, Tensor], dict[str, float] | None
 
 def make_module(prepared: Prepared, job: Job, head: nn.Module | None) -> TransferModule:
     """Return the plan's network on the job's backbone, with a head, or one of zeros, as it is to be trained."""
-    plan, recipe, options = prepared.plan, RECIPES[prepared.plan.strategy], job.options
-    assert plan.lr is not None and plan.weight_decay is not None
-    smoothing = recipe.label_smoothing if options.label_smoothing is None else options.label_smoothing
+    plan, options = prepared.plan, job.options
     torch.manual_seed(options.seed)  # a head of random weights; dropout and stochastic depth of the tail
     module = TransferModule(
         job.backbone,
@@ -101,12 +98,8 @@ def make_module(prepared: Prepared, job: Job, head: nn.Module | None) -> Transfe
         spec=plan.freeze_spec(),
         taps=plan.taps,
         head=head,
-        lr=plan.lr,
-        weight_decay=plan.weight_decay,
-        optimizer=options.optimizer or recipe.optimizer,
-        label_smoothing=smoothing,
+        recipe=plan.recipe,
         class_weights=_class_weights(prepared) if options.class_weights == "balanced" else None,
-        update_batchnorm=plan.strategy == "scratch",
     )
     module.network.prefix_dtype = job.dtype
     return module
@@ -115,10 +108,11 @@ def make_module(prepared: Prepared, job: Job, head: nn.Module | None) -> Transfe
 def make_data(prepared: Prepared, manifest: Manifest, job: Job) -> ImageFolderData:
     """Return the plan's views of the images of a Manifest: from the store, or live."""
     plan, options = prepared.plan, job.options
+    assert plan.recipe is not None
     return ImageFolderData(
         manifest,
         job.backbone.preprocessing,
-        batch_size=options.batch_size or RECIPES[plan.strategy].batch_size,
+        batch_size=plan.recipe.batch_size,
         augment=plan.augmentation,
         views=plan.views,
         seed=options.seed,
@@ -141,7 +135,7 @@ def run_fit(
     plan, options = prepared.plan, job.options
     assert plan.epochs is not None
     module.network.prefix_dtype = job.dtype
-    say(rates_table(parameter_groups(module.network, lr=module.lr, weight_decay=module.weight_decay)))
+    say(rates_table(parameter_groups(module.network, module.recipe)))
     settings = FitSettings(
         epochs=plan.epochs,
         precision=resolve_precision(options.precision, job.device),

@@ -6,17 +6,19 @@ from typing import Any
 
 from torch import nn
 
+from toolkit.plan import Recipe
 from toolkit.training.network import TransferNetwork
 
 
-def parameter_groups(network: TransferNetwork, *, lr: float, weight_decay: float) -> list[dict[str, Any]]:
+def parameter_groups(network: TransferNetwork, recipe: Recipe) -> list[dict[str, Any]]:
     """Return optimizer groups for everything that trains, all of them from step 0.
 
     A stage and the head give one group with weight decay and one without (biases and the scales of
     normalisation layers are not decayed: He et al. 2019, "Bag of Tricks", section 3.1). Keys beside torch's own:
-    `name` ("stage 6", "head") and `multiplier`; `lr` is the head's rate × the multiplier, and a schedule that
-    multiplies every group by one factor keeps the ratios.
+    `name` ("stage 6", "head"), `multiplier`, and `depth`, the number of trained parts above it; `lr` is the head's rate
+    × the multiplier, and a schedule that multiplies every group by one factor keeps the ratios.
     """
+    weight_decay = recipe.weight_decay
     parts: list[tuple[str, nn.Module, float]] = [
         (f"stage {index}", stage, rule.multiplier)
         for index, (stage, rule) in enumerate(zip(network.stages, network.spec.rules, strict=True))
@@ -24,7 +26,7 @@ def parameter_groups(network: TransferNetwork, *, lr: float, weight_decay: float
     ]
     parts.append(("head", network.head, network.spec.head_multiplier))
     groups = []
-    for name, module, multiplier in parts:
+    for number, (name, module, multiplier) in enumerate(parts, start=1):
         decayed = [p for p in module.parameters() if p.requires_grad and p.ndim > 1]
         spared = [p for p in module.parameters() if p.requires_grad and p.ndim <= 1]
         for parameters, decay, kind in ((decayed, weight_decay, "weights"), (spared, 0.0, "biases and norms")):
@@ -32,11 +34,12 @@ def parameter_groups(network: TransferNetwork, *, lr: float, weight_decay: float
                 groups.append(
                     {
                         "params": parameters,
-                        "lr": lr * multiplier,
+                        "lr": recipe.lr * multiplier,
                         "weight_decay": decay,
                         "name": name,
                         "kind": kind,
                         "multiplier": multiplier,
+                        "depth": len(parts) - number,
                     }
                 )
     return groups

@@ -14,6 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from toolkit.progress import Counter, counting, say
 from toolkit.storage import publish_text
+from toolkit.training.updates import UpdateRatios
 
 COLUMNS = ("epoch", "step", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr_head", "seconds")
 SUMS = ("loss_sum", "hits", "size")
@@ -22,7 +23,8 @@ SUMS = ("loss_sum", "hits", "size")
 class History(Callback):
     """Collects a row an epoch, publishes the file each time, prints the row, and survives a resume.
 
-    Row 0 is the head that fine-tuning starts from, where there is one.
+    Row 0 is the head that fine-tuning starts from, where there is one. A module that has `updates` (`UpdateRatios`)
+    adds a column for each part of the network: update_head, update_stage_6 …
     """
 
     def __init__(self, path: Path, start: dict[str, float] | None = None) -> None:
@@ -65,6 +67,8 @@ class History(Callback):
         row |= {key: metrics[key] for key in ("val_loss", "val_accuracy") if key in metrics}
         self.sums = dict.fromkeys(SUMS, 0.0)
         row |= {"lr_head": float(trainer.optimizers[0].param_groups[-1]["lr"]), "seconds": round(self._seconds(), 2)}
+        if isinstance(updates := getattr(pl_module, "updates", None), UpdateRatios):
+            row |= updates.take()
         self.rows.append(row)
         self._publish()
         say(_line(row))
@@ -74,9 +78,10 @@ class History(Callback):
 
     def _publish(self) -> None:
         text = io.StringIO()
-        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        columns = list(dict.fromkeys([*COLUMNS, *(key for row in self.rows for key in row)]))
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
         writer.writeheader()
-        writer.writerows({key: _cell(row.get(key)) for key in COLUMNS} for row in self.rows)
+        writer.writerows({key: _cell(row.get(key)) for key in columns} for row in self.rows)
         publish_text(self.path, text.getvalue())
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,16 +14,18 @@ from torch import Tensor, nn
 from toolkit.backbones.backbone import Backbone
 from toolkit.backbones.taps import tap_widths
 from toolkit.data.decode import DEFAULT_MAX_PIXELS
-from toolkit.errors import ArtifactError, SettingError, unknown_name
+from toolkit.errors import ArtifactError, SettingError
 from toolkit.features.prefix import Activations
 from toolkit.heads.linear import LinearHead
-from toolkit.plan import FreezeSpec
+from toolkit.plan import FreezeSpec, Recipe
+from toolkit.training.average import WeightAverage
+from toolkit.training.blend import Blend, blend
+from toolkit.training.drop_path import set_drop_path
 from toolkit.training.groups import parameter_groups
 from toolkit.training.network import TransferNetwork
-from toolkit.training.schedule import warmup_cosine
+from toolkit.training.schedule import rate_factors
 from toolkit.training.trained import TrainedModel
-
-OPTIMIZERS = ("adamw", "sgd")
+from toolkit.training.updates import UpdateRatios
 
 Labelled = tuple[Tensor | Activations, Tensor]  # a batch
 
@@ -38,8 +39,8 @@ class TransferModule(LightningModule):
 
     cut: first trainable stage (by default the last two stages train); spec: a FreezeSpec instead of a cut.
     taps: stages whose pooled outputs the head sees (the last one by default). head: a module (N, D) → (N, n_classes),
-    a LinearHead of zeros by default. lr: the head's rate; groups have it times
-    their multiplier. warmup: share of the steps spent rising. class_weights: (C,) factors of the loss.
+    a LinearHead of zeros by default. recipe: how it learns; its batch_size is the data's affair. class_weights: (C,)
+    factors of the loss.
     """
 
     class_weights: Tensor | None
@@ -53,53 +54,63 @@ class TransferModule(LightningModule):
         spec: FreezeSpec | None = None,
         taps: Sequence[int] | None = None,
         head: nn.Module | None = None,
-        lr: float = 1e-3,
-        weight_decay: float = 0.01,
-        optimizer: str = "adamw",
-        warmup: float = 0.1,
-        label_smoothing: float = 0.0,
+        recipe: Recipe | None = None,
         class_weights: Sequence[float] | None = None,
-        update_batchnorm: bool = False,
     ) -> None:
         super().__init__()
         if cut is not None and spec is not None:
             raise SettingError("give either cut or spec, not both")
-        if not (0 < lr < math.inf and 0 <= weight_decay < math.inf and 0 <= warmup <= 1 and 0 <= label_smoothing < 1):
-            raise SettingError(
-                "lr > 0, weight_decay >= 0, warmup from 0 to 1 and label_smoothing from 0 to below 1 expected, "
-                f"got {lr}, {weight_decay}, {warmup} and {label_smoothing}"
-            )
         if class_weights is not None and len(class_weights) != n_classes:
             raise SettingError(f"class_weights: {n_classes} of them expected, one a class; got {len(class_weights)}")
-        if optimizer not in OPTIMIZERS:
-            raise unknown_name("optimizer", optimizer, OPTIMIZERS)
         if spec is None:
             spec = FreezeSpec.at_cut(len(backbone), max(0, len(backbone) - 2) if cut is None else cut)
+        self.recipe = recipe or Recipe()
         self.backbone = backbone
         self.network = TransferNetwork(
             backbone,
             head or LinearHead(tap_widths(backbone, taps), n_classes),
             spec,
             taps=taps,
-            update_batchnorm=update_batchnorm,
+            batchnorm=self.recipe.batchnorm,
         )
-        self.lr = lr
-        self.weight_decay = weight_decay
-        self.optimizer = optimizer
-        self.warmup = warmup
-        self.label_smoothing = label_smoothing
+        trained = backbone.stages[spec.cut :]
+        if self.recipe.drop_path is not None and not set_drop_path(trained, self.recipe.drop_path):
+            raise SettingError(f"drop_path: no stage of {backbone.name} that trains has blocks that can be skipped")
         weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
         self.register_buffer("class_weights", weights, persistent=False)
+        self.updates = UpdateRatios()
+        self._average: WeightAverage | None = None
+        self._start: dict[str, Tensor] = {}  # where weight decay pulls to, by the names of the parameters
+        self._loaded: dict[str, Any] = {}
 
     def forward(self, inputs: Tensor | Activations) -> Tensor:
         """Return class scores, float (N, C)."""
         scores: Tensor = self.network(inputs)
         return scores
 
+    def setup(self, stage: str) -> None:
+        """Note the weights that training begins with, before a checkpoint brings later ones."""
+        if stage == "fit" and self.recipe.decay_towards == "start":
+            self._start = {name: p.detach().clone() for name, p in self.network.named_parameters() if p.requires_grad}
+
     def on_fit_start(self) -> None:
         """Set training mode: the network begins in eval mode, and the Trainer leaves modes as it finds them."""
         self.train()
         self.network.renew_prefix()
+        self._start = {name: value.to(self.device) for name, value in self._start.items()}
+        if self.recipe.ema:
+            learning = [p for p in self.network.parameters() if p.requires_grad]
+            self._average = WeightAverage(learning, self.recipe.ema)
+            if "average" in self._loaded:
+                self._average.load_state_dict(self._loaded["average"])
+        self.updates = UpdateRatios(self._loaded.get("updates"))
+        self._loaded = {}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what is neither weight nor the optimizer's."""
+        checkpoint["learning"] = {"updates": self.updates.state_dict()}
+        if self._average is not None:
+            checkpoint["learning"]["average"] = self._average.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse the checkpoint of another network; raises ArtifactError."""
@@ -110,6 +121,7 @@ class TransferModule(LightningModule):
                 f"the checkpoint is of another network ({odd[0]}: {_shape(stored, odd[0])} in the checkpoint, "
                 f"{_shape(ours, odd[0])} here); did classes or settings change since? Start a new run"
             )
+        self._loaded = dict(checkpoint.get("learning", {}))
 
     def training_step(self, batch: Labelled, batch_idx: int) -> dict[str, Tensor]:
         """Return a batch's loss, its sum over images, hits and size.
@@ -120,16 +132,31 @@ class TransferModule(LightningModule):
         if len(labels) == 0:  # every file of the batch failed; all ranks must still meet in backward
             nothing = torch.stack([p.sum() for p in self.network.parameters() if p.requires_grad]).sum() * 0
             return {"loss": nothing, "loss_sum": nothing.detach(), "hits": nothing.detach(), "size": nothing.detach()}
+        if self._average is not None:
+            self._average.learn()
+        whole = self._blended(inputs, labels)
         if len(labels) == 1:
             with self.network.fixed_statistics():
-                scores = self.network(inputs)
+                scores = self.network(whole.inputs)
         else:
-            scores = self.network(inputs)
-        loss = F.cross_entropy(scores.float(), labels, weight=self.class_weights, label_smoothing=self.label_smoothing)
+            scores = self.network(whole.inputs)
+        loss = self._loss(scores, labels)
+        if whole.kept < 1:
+            loss = whole.kept * loss + (1 - whole.kept) * self._loss(scores, labels[whole.partners.to(labels.device)])
         hits = (scores.argmax(dim=1) == labels).sum()
         size = torch.tensor(float(len(labels)))
         self._log("train", loss, hits, size)
         return {"loss": loss, "loss_sum": loss.detach() * size, "hits": hits, "size": size}
+
+    def _blended(self, inputs: Tensor | Activations, labels: Tensor) -> Blend:
+        mixup, cutmix = self.recipe.mixup, self.recipe.cutmix
+        if not (mixup or cutmix):
+            return Blend(inputs, labels, 1.0)
+        return blend(self.network.before_tail(inputs), self.backbone.layout, mixup=mixup, cutmix=cutmix)
+
+    def _loss(self, scores: Tensor, labels: Tensor) -> Tensor:
+        smoothing = self.recipe.label_smoothing
+        return F.cross_entropy(scores.float(), labels, weight=self.class_weights, label_smoothing=smoothing)
 
     def validation_step(self, batch: Labelled, batch_idx: int) -> None:
         """Log the plain cross-entropy and the accuracy of a batch."""
@@ -145,16 +172,46 @@ class TransferModule(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Return the optimizer over all groups and the warm-up-and-cosine schedule by steps."""
-        groups = parameter_groups(self.network, lr=self.lr, weight_decay=self.weight_decay)
+        recipe = self.recipe
+        pulled = recipe.decay_towards == "start"  # then the decay is ours: see optimizer_step
+        groups = parameter_groups(self.network, replace(recipe, weight_decay=0.0) if pulled else recipe)
         optimizer: torch.optim.Optimizer
-        if self.optimizer == "sgd":
-            optimizer = torch.optim.SGD(groups, lr=self.lr, momentum=0.9, nesterov=True)
+        if recipe.optimizer == "sgd":
+            optimizer = torch.optim.SGD(groups, lr=recipe.lr, momentum=0.9, nesterov=True)
         else:
-            optimizer = torch.optim.AdamW(groups, lr=self.lr)
-        total = int(self.trainer.estimated_stepping_batches)
-        factor = partial(warmup_cosine, total_steps=total, warmup_steps=round(total * self.warmup))
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+            optimizer = torch.optim.AdamW(groups, lr=recipe.lr)
+        total, epochs = int(self.trainer.estimated_stepping_batches), self.trainer.max_epochs or 0
+        if epochs < 1 and recipe.unfreeze:
+            raise SettingError("unfreeze counts epochs: give the Trainer max_epochs")
+        an_epoch = total / epochs if epochs > 0 else float(total)
+        if recipe.batchnorm == "moving":
+            self.network.set_momentum(round(an_epoch))
+        factors = rate_factors(recipe, [group["depth"] for group in groups], total, an_epoch)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
+    ) -> None:
+        """Take a step; then pull the weights to where they began, and let their average follow, if the recipe says."""
+        groups = optimizer.param_groups
+        if self._average is not None:
+            self._average.learn()
+        with self.updates.watching(groups, self.trainer):
+            super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+            if self._start:
+                self._pull(groups)
+        if self._average is not None:
+            self._average.rest()
+
+    def _pull(self, groups: list[dict[str, Any]]) -> None:
+        names = {id(parameter): name for name, parameter in self.network.named_parameters()}
+        with torch.no_grad():
+            for group in groups:
+                decayed = [p for p in group["params"] if p.ndim > 1]
+                if decayed and group["lr"]:
+                    starts = [self._start[names[id(p)]] for p in decayed]
+                    torch._foreach_lerp_(decayed, starts, min(1.0, group["lr"] * self.recipe.weight_decay))
 
     def _evaluate(self, split: str, batch: Labelled) -> None:
         inputs, labels = batch

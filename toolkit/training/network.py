@@ -24,8 +24,9 @@ class TransferNetwork(nn.Module):
 
     This is the one place that freezes. Parameters of the prefix do not require gradients, and its modules
     stay in eval mode whatever `.train()` a parent calls, so that BatchNorm statistics never move. BatchNorm
-    of a pretrained tail keeps its statistics too unless `update_batchnorm` is set: a few hundred images in
-    small batches estimate them worse than ImageNet did, while its scale and shift train.
+    of a tail keeps its statistics too where `batchnorm` is "fixed": a few hundred images in small batches estimate
+    them worse than ImageNet did, while its scale and shift train; with "frozen" these stay as well, and with "moving"
+    everything goes with the data.
 
     The prefix runs as a FrozenPrefix, in passes of one fixed size, so that training from stored Activations and
     training from pixels see the same numbers.
@@ -42,7 +43,7 @@ class TransferNetwork(nn.Module):
         spec: FreezeSpec,
         *,
         taps: Sequence[int] | None = None,
-        update_batchnorm: bool = False,
+        batchnorm: str = "fixed",
     ) -> None:
         super().__init__()
         self.taps = check_taps(taps, len(backbone))
@@ -59,10 +60,13 @@ class TransferNetwork(nn.Module):
         self.prefix_dtype: torch.dtype | None = None
         self._prefix: tuple[object, FrozenPrefix] | None = None
         self.spec = spec
-        self.update_batchnorm = update_batchnorm
+        self.batchnorm = batchnorm
         self.normalise = Normalise(backbone.preprocessing)
         for stage, rule in zip(self.stages, spec.rules, strict=True):
             stage.requires_grad_(rule.trainable)
+            for module in stage.modules():
+                if batchnorm == "frozen" and isinstance(module, BATCH_NORMS):
+                    module.requires_grad_(False)
         self.head.requires_grad_(True)
         # Kernels are chosen by memory format: a resumed run, which extracts nothing, must find the same one.
         self.to(memory_format=torch.channels_last)
@@ -74,7 +78,7 @@ class TransferNetwork(nn.Module):
         for stage, rule in zip(self.stages, self.spec.rules, strict=True):
             if not rule.trainable:
                 stage.eval()
-        if not self.update_batchnorm:
+        if self.batchnorm != "moving":
             for module in self.stages.modules():
                 if isinstance(module, BATCH_NORMS):
                     module.eval()
@@ -124,6 +128,12 @@ class TransferNetwork(nn.Module):
                 pooled.append(self.backbone.pool(activation))
         return torch.cat([part.float() for part in pooled], dim=1)
 
+    def before_tail(self, inputs: Tensor | Activations) -> Tensor | Activations:
+        """Return what the first trained stage gets: Activations, or where nothing is frozen normalised images."""
+        if isinstance(inputs, Activations):
+            return inputs
+        return self._frozen(inputs) if self.spec.cut else self.normalise(inputs)
+
     def _frozen(self, pixels: Tensor) -> Activations:
         if not (torch._C._get_tracing_state() or torch.compiler.is_exporting()):
             return self.prefix()(pixels)
@@ -139,6 +149,13 @@ class TransferNetwork(nn.Module):
         """Return class scores, float (N, C), for what `features` takes."""
         scores: Tensor = self.head(self.features(inputs))
         return scores
+
+    def set_momentum(self, steps_an_epoch: int) -> None:
+        """Let the running statistics of the trained stages follow about an epoch: 2 / (steps + 1), 0.01 to 0.1."""
+        for stage in self.stages[self.spec.cut :]:
+            for module in stage.modules():
+                if isinstance(module, BATCH_NORMS) and module.momentum is not None:
+                    module.momentum = min(0.1, max(0.01, 2 / (steps_an_epoch + 1)))
 
     @contextmanager
     def fixed_statistics(self) -> Iterator[None]:

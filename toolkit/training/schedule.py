@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from toolkit.plan import Recipe
 
 
 def warmup_cosine(step: int, *, total_steps: int, warmup_steps: int) -> float:
@@ -15,3 +19,19 @@ def warmup_cosine(step: int, *, total_steps: int, warmup_steps: int) -> float:
         return (step + 1) / (warmup_steps + 1)
     progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
     return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def rate_factors(
+    recipe: Recipe, depths: Sequence[int], total_steps: int, steps_an_epoch: float
+) -> list[Callable[[int], float]]:
+    """Return, for parameter groups of these depths, what multiplies their rate at each step.
+
+    All follow one curve, so that their ratios stay; with `unfreeze`, a group of depth d has rate 0, which moves it by
+    nothing, for its first d · unfreeze epochs.
+    """
+    curve = partial(warmup_cosine, total_steps=total_steps, warmup_steps=round(total_steps * recipe.warmup))
+
+    def factor(step: int, begins: int) -> float:
+        return curve(step) if step >= begins else 0.0
+
+    return [partial(factor, begins=round(depth * recipe.unfreeze * steps_an_epoch)) for depth in depths]
