@@ -155,6 +155,20 @@ def test_all_defaults_of_a_verb_are_a_valid_yaml_file(verb: str, tmp_path: Path)
     assert found == values
 
 
+@pytest.mark.parametrize("number", ["nan", "NaN", "inf", ".nan"])
+def test_what_is_no_number_is_refused_by_its_range(
+    number: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for given in (["--lr", number], [f"--lr={number}"], ["--config", str(tmp_path / "c.yaml")]):
+        (tmp_path / "c.yaml").write_text(f"lr: {number}\n")
+        assert main(["finetune", str(tmp_path), *given]) == 1
+        said = capsys.readouterr().err
+        assert said == f"error: lr: a number above 0, at most 100, expected, got {number.lower().strip('.')}\n"
+    for key, value, kind in (("lr", "no", "float"), ("lr", "x", "float"), ("epochs", number, "int")):
+        assert main(["finetune", str(tmp_path), f"--{key}", value]) == 2
+        assert f"error: {key}: {kind} expected, got {value!r} (toolkit" in capsys.readouterr().err
+
+
 def test_plan_is_printed_with_the_command_that_carries_it_out(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -206,6 +220,20 @@ def test_signals_have_their_codes(
     assert main(["finetune", str(tmp_path)]) == code
     assert signal.getsignal(signal.SIGTERM) is before
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_memory_that_cannot_be_had_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def greedy(*arguments: object, **more: object) -> None:
+        import torch
+
+        torch.empty(10**15)
+
+    monkeypatch.setattr("toolkit.tasks.run.start_run", greedy)
+    assert main(["finetune", str(tmp_path)]) == 1
+    told = capsys.readouterr().err
+    assert told.startswith("error: out of memory: ") and told.count("\n") == 1
 
 
 def test_a_stop_after_a_checkpoint_says_so(

@@ -24,6 +24,7 @@ BELOW_AND_ABOVE: dict[str, tuple[list[Any], list[Any]]] = {
     "image_size": ([15, 0, -32], [4097]),
     "epochs": ([0, -1], [100_001]),
     "lr": ([0, -1e-3], [100.1]),
+    "layer_decay": ([0, -0.5], [1.01]),
     "weight_decay": ([-1e-9], [10.5]),
     "views": ([0], [100_001]),
     "folds": ([1], [101]),

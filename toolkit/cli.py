@@ -46,6 +46,7 @@ Verbs:
   cache      what the cache of features holds; --limit SIZE makes it smaller
 """
 
+NO_MEMORY = "can't allocate memory"  # how torch's allocator for the CPU says it
 
 VERBS = {
     "demo": Verb("toolkit.tasks.demo:demo"),
@@ -108,8 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OSError, MemoryError, RuntimeError) as error:
         if debug or not _can_be_mended(error):
             raise
-        text = LOST_WORKER if "DataLoader worker" in str(error) else " ".join(str(error).split()) or "out of memory"
-        print(f"error: {text}", file=sys.stderr)
+        print(f"error: {_told(error)}", file=sys.stderr)
         return 1
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -162,12 +162,22 @@ def _on_sigterm(signal_number: int, frame: FrameType | None) -> None:
     raise Interrupted(signal_number)
 
 
+def _told(error: BaseException) -> str:
+    """Return one line on an error that can be mended."""
+    text = " ".join(str(error).split())
+    if "DataLoader worker" in text:
+        return LOST_WORKER
+    place = text.lower().find(NO_MEMORY)
+    return f"out of memory: {text[place:]}" if place >= 0 else text or "out of memory"
+
+
 def _can_be_mended(error: BaseException) -> bool:
     """Return whether an error of the system or of torch is about resources that a person can change."""
     text = str(error).lower()
     return (
         isinstance(error, (OSError, MemoryError))
         or "out of memory" in text
+        or NO_MEMORY in text
         or "no space left" in text
         or "home directory" in text
         or "dataloader worker" in text  # torch hears of its death, and raises, wherever the program then is

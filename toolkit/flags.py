@@ -15,6 +15,7 @@ from toolkit.errors import SettingError, unknown_name
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
+_NO_NUMBERS = {"nan": ".nan", "inf": ".inf", "-inf": "-.inf"}  # as YAML spells them
 # Return types name classes whose modules import torch; as annotations of flags they are never looked at.
 _NO_TORCH: dict[str, Any] = dict.fromkeys(("BaselineRun", "NotesReport", "CacheReport", "Run", "TransferPlan"), object)
 
@@ -155,6 +156,8 @@ def _from_yaml(file: str, hints: dict[str, Any]) -> dict[str, Any]:
             raise SettingError(f"{file}: {unknown_name('key', key, hints)}")
         if _is_list(hints[key]) and not isinstance(value, (list, type(None))):
             raise SettingError(f"{file}: {key}: a list such as [a, b] expected, got {value!r}")
+        if isinstance(value, str) and float in (hints[key], *get_args(hints[key])) and value.lower() in _NO_NUMBERS:
+            values[key] = float(value)
     return values
 
 
@@ -168,17 +171,19 @@ def _spelled_as_keys(words: list[str], parameters: Iterable[str], hints: dict[st
         if flag.startswith("--"):
             flag = "--" + flag[2:].replace("-", "_")
             word = flag + equals + value
-            if equals and _is_list(hints.get(flag[2:]), of=int) and not value.startswith("["):
-                word = f"{flag}=[{value}]"
-        elif (
-            spelled
-            and spelled[-1].startswith("--")
-            and _is_list(hints.get(spelled[-1][2:]), of=int)
-            and word[:1] != "["
-        ):
-            word = f"[{word}]"
+            if equals:
+                word = f"{flag}={_spelled_value(value, hints.get(flag[2:]))}"
+        elif spelled and spelled[-1].startswith("--"):
+            word = _spelled_value(word, hints.get(spelled[-1][2:]))
         spelled.append(word)
     return spelled
+
+
+def _spelled_value(value: str, hint: Any) -> str:
+    """Return a flag's value as the parser reads it; what is no number gets through, for the options to refuse."""
+    if _is_list(hint, of=int) and not value.startswith("["):
+        return f"[{value}]"
+    return _NO_NUMBERS.get(value.lower(), value) if float in (hint, *get_args(hint)) else value
 
 
 def _refuse_repeated(words: list[str], keys: Iterable[str]) -> None:
@@ -205,5 +210,5 @@ def _described(function: Callable[..., Any]) -> dict[str, str]:
 def _one_line(text: str) -> str:
     """Return a parser's message in one line; of a value that fits no type, the key and the value."""
     flat = " ".join(text.split())
-    wrong = re.search(r'key "(\w+)".*?Expected a <class .(\w+).>.*?(?:Given value|Got value): (.*)$', flat)
+    wrong = re.search(r'key "(\w+)".*?Expected a <class .(\w+).>.*?(?:Given|Got) value: (?!.*Given value: )(.*)$', flat)
     return f"{wrong[1]}: {wrong[2]} expected, got {wrong[3]!r}" if wrong else flat

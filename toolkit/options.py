@@ -30,6 +30,7 @@ USED_BY: dict[str, tuple[str, ...]] = {
     "head": ("head", "partial", "full"),
     "folds": ("head",),
     "mixing": ("partial", "full"),
+    "layer_decay": ("partial", "full"),
     **dict.fromkeys(
         (
             "epochs",
@@ -73,6 +74,7 @@ class Options:
     image_size: int | None = None
     epochs: int | None = None
     lr: float | None = None
+    layer_decay: float | None = None
     weight_decay: float | None = None
     decay_towards: str | None = None
     optimizer: str | None = None
@@ -132,6 +134,7 @@ RANGES: dict[str, Range] = {
     **COMMON_RANGES,
     "cut": Range(int, lambda x: x >= 0, "a stage number of at least 0"),
     "image_size": Range(int, lambda x: 16 <= x <= 4096, "16 to 4096 pixels"),
+    "layer_decay": Range(NUMBER, lambda x: 0 < x <= 1, "a factor above 0, at most 1,"),
     "weight_decay": Range(NUMBER, lambda x: 0 <= x <= 10, "a number from 0 to 10"),
     "folds": Range(int, lambda x: 2 <= x <= 100, "2 to 100"),
     "views": Range(int, lambda x: 1 <= x <= 100_000, "1 to 100000"),

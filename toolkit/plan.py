@@ -61,6 +61,13 @@ class FreezeSpec:
         return cls(tuple(rules))
 
     @classmethod
+    def decaying(cls, n_stages: int, cut: int, decay: float) -> FreezeSpec:
+        """Freeze the stages before `cut`; of the others each trains at `decay` times the rate of the part above it,
+        the head being the uppermost (layer-wise decay: Clark et al. 2020, ELECTRA); 1 gives one rate for all."""
+        rates = [decay ** (n_stages - stage) if stage >= cut else 0.0 for stage in range(n_stages)]
+        return cls(tuple(StageRule(stage >= cut, rate) for stage, rate in enumerate(rates)))
+
+    @classmethod
     def from_scratch(cls, n_stages: int) -> FreezeSpec:
         """Train every stage at the head's own rate: there is nothing pretrained to protect."""
         return cls((StageRule(True, 1.0),) * n_stages)

@@ -266,6 +266,32 @@ def test_a_backbone_of_ones_own_is_given_again(tmp_path: Path) -> None:
         load_model(tmp_path / "model", stages=stages()[:1])
 
 
+def test_tensors_that_are_shared_within_a_stage_are_saved_once(tmp_path: Path) -> None:
+    def sharing() -> list[nn.Module]:
+        first, last = stages()
+        same, tied, part = nn.Conv2d(6, 6, 1), nn.Conv2d(6, 6, 1), nn.BatchNorm2d(6)
+        tied.weight = same.weight
+        assert isinstance(same.bias, nn.Parameter)
+        part.weight.data, part.bias.data = same.weight.data[0, :, 0, 0], same.weight.data[1, :, 0, 0]  # of its memory
+        return [nn.Sequential(first, same, nn.ReLU(), same, tied, part), last]
+
+    model = model_of(as_backbone(sharing(), preprocessing=Preprocessing(40, 32)), (6, 8), (0, 1))
+    save_model(model, tmp_path / "model")
+    kept = load_file(tmp_path / "model/model.safetensors")
+    assert "stages.0.1.weight" in kept and not {"stages.0.3.weight", "stages.0.4.weight"} & kept.keys()
+    loaded = load_model(tmp_path / "model", stages=sharing())
+    state = loaded.network.state_dict()
+    assert all(torch.equal(state[key], value) for key, value in model.network.state_dict().items())
+    assert state["stages.0.4.weight"].data_ptr() == state["stages.0.1.weight"].data_ptr()
+    save_model(loaded, tmp_path / "again")
+    for name in ("model.json", "model.safetensors"):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "model" / name).read_bytes()
+    alone = nn.Sequential(*sharing()[0].children())  # type: ignore[arg-type]
+    alone[4] = nn.Conv2d(6, 6, 1)
+    with pytest.raises(ArtifactError, match="does not fit"):
+        load_model(tmp_path / "model", stages=[alone, stages()[1]])
+
+
 def test_a_backbone_of_ones_own_under_another_name(tmp_path: Path) -> None:
     backbone = as_backbone(stages(), preprocessing=Preprocessing(40, 32), name="mine")
     save_model(model_of(backbone, (8,), (1,)), tmp_path / "model")

@@ -168,6 +168,39 @@ def test_what_is_no_backbone_is_refused() -> None:
         as_backbone([nn.Conv2d(3, 4, 3), nn.Conv2d(5, 4, 3)])
 
 
+def test_stages_that_share_parameters_or_buffers_are_refused() -> None:
+    def closing() -> nn.Module:
+        return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+    def tied(of_values: bool) -> nn.Module:
+        other = nn.Conv2d(3, 3, 1)
+        if of_values:
+            other.weight.data = same.weight.data
+        else:
+            other.weight = same.weight
+        return other
+
+    same, norm, relu = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.ReLU()
+    buffers = nn.BatchNorm2d(3)
+    buffers.running_mean = norm.running_mean
+    for stages in (
+        [same, nn.ReLU(), same],
+        [same, nn.ReLU(), nn.Sequential(nn.ReLU(), tied(of_values=False))],
+        [same, nn.ReLU(), tied(of_values=True)],
+        [norm, nn.ReLU(), buffers],
+    ):
+        with pytest.raises(SettingError, match="stages 0 and 2 share parameters or buffers") as caught:
+            as_backbone([*stages, closing()])
+        assert "\n" not in str(caught.value)
+        with pytest.raises(SettingError, match="stages 0 and 2 share"):
+            as_backbone(nn.Sequential(*stages, closing()))
+    within = as_backbone([nn.Sequential(same, nn.ReLU(), same, tied(of_values=False)), relu, norm, relu, closing()])
+    assert within.feature_dim == 3 and within.n_parameters() == 12 + 3 + 6
+    with torch.device("meta"):
+        unallocated = (nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))
+    assert len(Backbone("meta", unallocated, Preprocessing(8, 8))) == 2
+
+
 def test_the_catalog_is_cheap_and_true() -> None:
     started = time.perf_counter()
     entries = {entry.name: entry for entry in catalog()}

@@ -147,8 +147,22 @@ def test_a_truncated_file_is_refused(tmp_path: Path, suffix: str, kept: float) -
         save_file(state(), file)
     content = file.read_bytes()
     file.write_bytes(content[: int(len(content) * kept)])
-    with pytest.raises(WeightsError, match=rf"w\.{suffix}: damaged, or neither"):
+    with pytest.raises(WeightsError, match=rf"w\.{suffix}: damaged, or no checkpoint of tensors"):
         read_state(file)
+
+
+@pytest.mark.parametrize(
+    "start",
+    [b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"GIF89a", b"hello", bytes(99)],
+    ids=["PNG", "JPEG", "GIF", "text", "zeros"],
+)
+def test_what_is_no_checkpoint_is_said_without_torchs_advice(tmp_path: Path, start: bytes) -> None:
+    (tmp_path / "some.png").write_bytes(start + bytes(range(256)))
+    with pytest.raises(
+        WeightsError, match=r"some\.png: damaged, or no checkpoint of tensors; safetensors or"
+    ) as caught:
+        read_state(tmp_path / "some.png")
+    assert "weights_only" not in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_what_is_no_state_dict_is_refused(tmp_path: Path) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from tests.features.small import SIZES, family
 from tests.training.tiny import tiny_backbone
 from toolkit.backbones.backbone import Backbone
+from toolkit.backbones.catalog import as_backbone, build_backbone
 from toolkit.backbones.taps import tap_widths
 from toolkit.errors import SettingError
 from toolkit.features.prefix import CHUNK, Activations, FrozenPrefix, in_chunks
@@ -49,6 +51,33 @@ def test_every_forward_has_one_shape(backbone):
     for n in (0, 1, 31, 32, 33, 70):
         assert len(prefix(pixels_for(backbone, n)).at_cut) == n
     assert set(shapes) == {CHUNK}
+
+
+@pytest.mark.parametrize("size", [(48, 48), (57, 57), (64, 64), (72, 72), (57, 64)], ids=str)
+def test_images_of_another_size_are_padded_as_their_stages_pad_them(size):
+    """TensorFlow's "same" padding depends on the size; folded for one, it is wrong for another."""
+    backbone = build_backbone("efficientnet_lite0", pretrained=False, image_size_px=64)
+    images = torch.randint(0, 256, (3, 3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    prefix = FrozenPrefix(backbone, cut=6, taps=[5])
+    for _ in range(2):
+        found = prefix(images)
+        with torch.no_grad():
+            activation = prefix.normalise(images)
+            for stage in backbone.stages[:6]:
+                activation = stage(activation)
+        assert found.at_cut.shape == activation.shape
+        torch.testing.assert_close(found.at_cut, activation, rtol=1e-3, atol=1e-4)
+
+
+def test_in_inference_mode_it_is_made_and_gives_the_same():
+    backbone, pixels = tiny_backbone(), pixels_for(tiny_backbone(), 5)
+    changing = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(inplace=True), nn.BatchNorm2d(8))
+    for made in (backbone, as_backbone([changing, *backbone.stages[1:]], preprocessing=backbone.preprocessing)):
+        plain = FrozenPrefix(made, cut=3, taps=[2])
+        with torch.inference_mode():
+            inferred = FrozenPrefix(made, cut=3, taps=[2])
+            assert torch.equal(inferred(pixels).at_cut, plain(pixels).at_cut)
+        assert [type(m) for m in inferred.stages.modules()] == [type(m) for m in plain.stages.modules()]
 
 
 @pytest.mark.parametrize("cut, taps", [(None, []), (0, []), (5, []), (None, [4]), (2, [7])])

@@ -223,6 +223,15 @@ def test_patience_keeps_the_best_weights(grey: Path, tmp_path: Path) -> None:
     assert result.metrics["val"]["nll"] == pytest.approx(min(losses), rel=1e-3)
 
 
+def test_patience_needs_validation_images(grey: Path, tmp_path: Path) -> None:
+    shutil.copytree(grey, tmp_path / "data" / "train")
+    shutil.copytree(grey, tmp_path / "data" / "test")
+    for data, more in ((grey, {"val": 0}), (tmp_path / "data", {})):
+        with pytest.raises(SettingError, match="patience: there are no validation images to watch; remove it, or add"):
+            run(data, tmp_path / "run", patience=2, **more)
+    assert not (tmp_path / "run").exists()
+
+
 # --- IDX files
 
 

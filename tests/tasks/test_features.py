@@ -260,6 +260,32 @@ def test_an_output_that_cannot_be_is_refused_before_the_work(
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.usefixtures("work_must_not_begin")
+def test_nothing_is_written_among_the_photos(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "link").symlink_to(photos)
+    monkeypatch.chdir(photos)
+    for out in (photos / "x.npz", photos / "cat/deep/x.parquet", tmp_path / "link/x.npz", Path("x.npz")):
+        with pytest.raises(ArtifactError, match=r"x\.\w+ lies inside the folder of photos.*choose another --out"):
+            extract_features(str(photos), out=str(out), **TINY)
+    assert not list(photos.rglob("x.*"))
+
+
+def test_a_file_that_is_there_is_replaced_only_if_asked(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "x.npz"
+    out.write_text("before")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("toolkit.tasks.features._scan_any", None)
+        assert main(["features", str(photos), "--out", str(out), *words()]) == 1
+    told = capsys.readouterr().err
+    assert told == f"error: {out} is there already; choose another --out, or replace it by --overwrite\n"
+    assert out.read_text() == "before"
+    assert main(["features", str(photos), "--out", str(out), "--overwrite", *words()]) == 0
+    with np.load(out) as stored:
+        assert stored["X"].shape == (30, 1280)
+
+
 def test_npz_needs_no_pyarrow(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     assert extract_features(str(photos), out=str(tmp_path / "x.npz"), **TINY).X.shape == (30, 16)
@@ -282,7 +308,7 @@ def test_a_file_is_whole_or_as_it_was(
 
     monkeypatch.setattr(PooledRows, "__getitem__", fail_later)
     with pytest.raises(ArtifactError, match=r"cannot be written \(No space left on device\); choose another --out"):
-        extract_features(str(photos), out=str(out), **TINY)
+        extract_features(str(photos), out=str(out), overwrite=True, **TINY)
     assert out.read_text() == "before" and list(tmp_path.iterdir()) == [out]
 
 

@@ -101,6 +101,24 @@ def test_names_of_every_kind(
     assert "猫" in lines[1]
 
 
+def test_a_name_in_a_folder_that_is_no_utf_8_is_told(photos: Path, runs: Runs, tmp_path: Path) -> None:
+    good = photos / "cat/000.jpg"
+    shutil.copy(good, tmp_path / "a.jpg")
+    (tmp_path / "z.jpg").write_bytes(b"")
+    for name in (b"\xff.jpg", b"\xfe/x.jpg"):
+        file = tmp_path / os.fsdecode(name)
+        file.parent.mkdir(exist_ok=True)
+        shutil.copy(good, file)
+    told = {os.path.relpath(record["path"], tmp_path): record for record in records(runs("head").path, tmp_path)}
+    assert list(told) == ["\\udcfe/x.jpg", "\\udcff.jpg", "a.jpg", "z.jpg"]
+    reason = "the name of the file or of its folder is not valid UTF-8; rename it"
+    assert [record.get("error") for record in told.values()][:3] == [reason, reason, None]
+    assert "error" in told["z.jpg"] and told["z.jpg"]["error"] != reason
+    for name in ("a.jpg", "z.jpg"):
+        (tmp_path / name).unlink()
+    assert [record["error"] for record in records(runs("head").path, tmp_path)] == [reason, reason]
+
+
 def test_paths_at_which_there_is_nothing(tmp_path: Path) -> None:
     for paths, wanted in (
         ([str(tmp_path / "none.jpg")], "none.jpg does not exist"),
@@ -113,8 +131,8 @@ def test_paths_at_which_there_is_nothing(tmp_path: Path) -> None:
 
 
 def test_a_single_path_is_taken_for_a_list_of_one(photos: Path) -> None:
-    assert image_files(str(photos / "cat/000.jpg")) == [str(photos / "cat/000.jpg")]
-    assert image_files([photos / "cat/000.jpg"]) == [str(photos / "cat/000.jpg")]  # type: ignore[list-item]
+    assert image_files(str(photos / "cat/000.jpg")) == {str(photos / "cat/000.jpg"): None}
+    assert image_files([photos / "cat/000.jpg"]) == {str(photos / "cat/000.jpg"): None}  # type: ignore[list-item]
 
 
 def test_a_model_that_is_none_is_one_line(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

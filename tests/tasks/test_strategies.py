@@ -51,12 +51,19 @@ def test_scratch_starts_from_random_weights(runs: Runs) -> None:
     [
         ("head", [0.0] * 8 + [1.0]),
         ("partial", [0.0] * 6 + [0.01, 0.1, 1.0]),
-        ("full", [0.01] * 7 + [0.1, 1.0]),
+        ("full", [1.0] * 9),
         ("scratch", [1.0] * 9),
     ],
 )
-def test_the_plan_has_the_notes_rates(runs: Runs, strategy: str, multipliers: list[float]) -> None:
+def test_the_plan_has_the_rates_of_its_strategy(runs: Runs, strategy: str, multipliers: list[float]) -> None:
     assert list(runs(strategy).plan.multipliers) == multipliers
+
+
+def test_a_decay_from_part_to_part_takes_the_place_of_the_notes_rates(photos: Path, tmp_path: Path) -> None:
+    for strategy, frozen in (("partial", 6), ("full", 0)):
+        plan = run(photos, tmp_path / strategy, strategy, layer_decay=0.5).plan
+        assert plan.multipliers == tuple(0.5 ** (8 - stage) if stage >= frozen else 0.0 for stage in range(9))
+        assert "layer_decay" in plan.overridden
 
 
 def test_auto_chooses_head_for_few_photographs(photos: Path, tmp_path: Path, runs: Runs) -> None:

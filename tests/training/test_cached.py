@@ -117,7 +117,8 @@ def check(
         module = TransferModule(backbone, 3, cut=cut, taps=taps, **settings)
         module.network.prefix_dtype = dtype
         start = copied(module.network.state_dict())
-        data = data_of(photos, backbone, by_source=shape == "sources")
+        data = data_of(photos, backbone)
+        data.by_source = data.manifest.splits == TRAIN if shape == "sources" else None
         if cached:
             data.stored = stored_views(folder / "cache", data, backbone, shape, dtype)
         outcomes.append(train(module, data, optimizer, steps))

@@ -7,11 +7,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
 from tests.training.tiny import folder_data, tiny_backbone
 from toolkit.plan import Recipe
 from toolkit.training.collapse import FIRST_IMAGES, KEPT, WINDOW_IMAGES, CollapsedError, CollapseGuard
 from toolkit.training.fit import FitSettings, fit
+from toolkit.training.mixing import trained_state
 from toolkit.training.module import TransferModule
 
 SIZE = 8
@@ -131,12 +133,14 @@ def test_a_resume_in_mid_window_decides_the_same(stop):
     assert fell_at(CollapseGuard(5), accuracies[stop:], first=stop) != whole, "the state matters"
 
 
-def fitted(folder, *, guarded):
+def fitted(folder, *, guarded: bool):
     """Fit at a rate at which the loss is soon no number."""
     data = folder_data(folder / "photos", workers=0)
     torch.manual_seed(0)
     module = TransferModule(tiny_backbone(dropout=0), 3, cut=1, recipe=Recipe(lr=1e38, optimizer="sgd"))
-    settings = FitSettings(epochs=2, precision="32-true", clip=None, guarded=guarded)
+    settings = FitSettings(
+        epochs=2, precision="32-true", clip=None, start=trained_state(module.network) if guarded else None
+    )
     return fit(module, data, settings, folder=folder, history=folder / "history.csv", device=torch.device("cpu"))
 
 
@@ -145,3 +149,42 @@ def test_only_a_guarded_fit_is_stopped(tmp_path):
         fitted(tmp_path, guarded=True)
     assert not (tmp_path / "last.ckpt").exists(), "what collapsed is not gone on with"
     assert fitted(tmp_path, guarded=False) > 0
+
+
+class Known:
+    """A module whose network is right about so large a share of a batch; two weights: which one is in it."""
+
+    def __init__(self, start: float, now: float) -> None:
+        self.network = nn.Linear(1, 1, bias=False)
+        self.shares = {0.0: start, 1.0: now}
+        nn.init.ones_(self.network.weight)
+        self.network.forward = lambda inputs: self.scores(inputs)
+
+    def scores(self, inputs):
+        right = round(self.shares[float(self.network.weight.detach())] * len(inputs))
+        labels = torch.arange(len(inputs)) % 5
+        return nn.functional.one_hot(
+            torch.where(torch.arange(len(inputs)) < right, labels, (labels + 1) % 5), 5
+        ).float()
+
+
+@pytest.mark.parametrize(("then", "now"), [(0.9, 0.2), (0.4, 0.4), (0.9, 0.9), (0.2, 0.2)])
+def test_what_the_start_knows_no_better_is_not_lost(then, now):
+    """Easy first batches, then hard ones: only where the starting weights are right about those is it a collapse."""
+    module = Known(then, now)
+    guard = CollapseGuard(5, {"weight": torch.zeros(1, 1)})
+    batch = (torch.zeros(SIZE, 1), torch.arange(SIZE) % 5)
+    found = None
+    for number, accuracy in enumerate([1.0] * FIRST + [now] * 4 * WINDOW):
+        outputs = {"loss_sum": torch.tensor(1.0), "hits": torch.tensor(accuracy * SIZE), "size": SIZE}
+        try:
+            guard.on_train_batch_end(trainer(number), module, outputs, batch, number)
+        except CollapsedError:
+            found = number
+            break
+        state = CollapseGuard(5, guard.start)
+        state.load_state_dict(json.loads(json.dumps(guard.state_dict())))
+        guard = state  # at each step as if it were resumed
+    assert (found is not None) == (then > now)
+    assert float(module.network.weight.detach()) == 1.0, "the latest weights are back"
+    assert found is None or found == FIRST + WINDOW + FIRST_IMAGES // SIZE - 2

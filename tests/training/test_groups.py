@@ -140,3 +140,16 @@ def test_warmup_cosine(total, warmup):
     assert all(0 < factor <= 1 for factor in factors[:total])
     if warmup < total:
         assert factors[warmup] == 1.0 and factors[total] == factors[total + 1] == pytest.approx(0.0, abs=1e-15)
+
+
+@pytest.mark.parametrize("name", ["vit_b_16", "swin_t", "convnext_tiny"])
+def test_tokens_tables_and_scales_are_not_decayed(name):
+    backbone = build_backbone(name, pretrained=False, image_size_px=32)
+    head = LinearHead(tap_widths(backbone, None), 3)
+    groups = parameter_groups(TransferNetwork(backbone, head, FreezeSpec.at_cut(len(backbone), 0)), Recipe())
+    names = {id(p): path for stage in backbone.stages for path, p in stage.named_parameters()}
+    odd = ("token", "embed", "table", "scale", "bias")
+    decayed = {names[id(p)] for group in groups if group["weight_decay"] for p in group["params"] if id(p) in names}
+    assert decayed and not [path for path in decayed if any(word in path.rpartition(".")[2] for word in odd)]
+    learning = sum(len(group["params"]) for group in groups)
+    assert learning == len(names) + 2, "and all of them learn"

@@ -12,7 +12,7 @@ import torch
 from tests.training.tiny import WIDTHS, assert_equal, copied, tiny_backbone
 from toolkit.heads.linear import LinearHead
 from toolkit.plan import FreezeSpec
-from toolkit.training.mixing import SHARES, STEP_ASIDE, Mixture, Verdict, judge, put_mixture, trained_state
+from toolkit.training.mixing import NO_JUDGE, SHARES, WENT_ASTRAY, Mixture, Verdict, judge, put_mixture, trained_state
 from toolkit.training.network import TransferNetwork
 
 N = 9
@@ -106,7 +106,7 @@ def test_of_equal_mixtures_the_one_closer_to_the_head_is_kept():
 
 
 def test_without_images_or_with_one_the_head_stays():
-    assert judge([np.zeros((0, 2))] * 5, np.zeros(0, np.int64)) == STEP_ASIDE
+    assert judge([np.zeros((0, 2))] * 5, np.zeros(0, np.int64)) == NO_JUDGE
     alone = judge(five(scores_wrong_on((0,), 1), scores_wrong_on((), 1)), LABELS[:1])
     assert stays(alone) and alone.n == 1 and alone.mixtures[1].accuracy == 1
 
@@ -129,7 +129,9 @@ def verdict_of(share, gain=0.25, se=0.125):
     return Verdict(share, 40, gain, se, mixtures)
 
 
-@pytest.mark.parametrize("verdict", [STEP_ASIDE, verdict_of(0.0, 0.0, 0.0), verdict_of(0.75), verdict_of(1.0)], ids=str)
+@pytest.mark.parametrize(
+    "verdict", [NO_JUDGE, WENT_ASTRAY, verdict_of(0.0, 0.0, 0.0), verdict_of(0.75), verdict_of(1.0)], ids=str
+)
 def test_a_verdict_survives_json(verdict):
     again = Verdict.from_dict(json.loads(json.dumps(verdict.to_dict(), allow_nan=False)))
     assert again == verdict and str(again) == str(verdict)
@@ -140,8 +142,8 @@ def test_a_verdict_survives_json(verdict):
     ("verdict", "said"),
     [
         (
-            STEP_ASIDE,
-            "fine-tuning steps aside: there are no images to judge it by, or it went astray; the head is kept",
+            NO_JUDGE,
+            "fine-tuning steps aside: there are no images to judge it by; the head is kept",
         ),
         (
             verdict_of(0.0),

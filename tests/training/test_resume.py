@@ -94,7 +94,7 @@ def train_once(
             folder=folder,
             history=folder / "history.csv",
             device=torch.device("cpu"),
-            start=start,
+            row=start,
         )
     return module, steps
 

@@ -46,8 +46,7 @@ def save_model(model: Model, folder: str | os.PathLike[str]) -> None:
     """Write the model folder; the description comes last, so a folder with one is complete."""
     folder = Path(folder)
     described_network = _described(model)
-    tensors = {key: value.detach().cpu().contiguous() for key, value in model.network.state_dict().items()}
-    content = save(tensors)
+    content = save(_own_tensors(model.network))
     publish_bytes(folder / WEIGHTS, content)
     description: dict[str, Any] = {
         "format": FORMAT,
@@ -60,6 +59,28 @@ def save_model(model: Model, folder: str | os.PathLike[str]) -> None:
         "golden_logits": _golden_logits(model).tolist(),
     }
     publish_json(folder / DESCRIPTION, {**description, "description_sha256": description_sha256(description)})
+
+
+def _own_tensors(network: nn.Module) -> dict[str, Tensor]:
+    """Return the tensors of a network on the CPU, one that several modules share under its first key alone."""
+    tensors = {}
+    state = network.state_dict()
+    for key in dict.fromkeys(_first_keys(network).values()):
+        value = state[key].detach().cpu().contiguous()
+        is_part = value.untyped_storage().nbytes() > value.nbytes  # other tensors may lie in the same memory
+        tensors[key] = value.clone() if is_part else value
+    return tensors
+
+
+def _first_keys(network: nn.Module) -> dict[str, str]:
+    """Return for every key of a state dict the first one that has the very same tensor."""
+    first: dict[object, str] = {}
+    return {
+        key: first.setdefault(
+            (value.device, value.data_ptr(), value.dtype, value.shape, value.stride()) if value.numel() else key, key
+        )
+        for key, value in network.state_dict().items()
+    }
 
 
 def _described(model: Model) -> dict[str, Any]:
@@ -184,7 +205,11 @@ def _load_weights(network: nn.Module, file: Path, sha256: str) -> None:
             raise ArtifactError(
                 f"{file} is not the file that was saved (its digest differs); restore it or train again"
             )
-        network.load_state_dict(load_file(file))
+        tensors = load_file(file)
+        for key, first in _first_keys(network).items():
+            if first in tensors:
+                tensors.setdefault(key, tensors[first])
+        network.load_state_dict(tensors)
     except (OSError, SafetensorError) as error:
         raise ArtifactError(f"{file} cannot be read ({type(error).__name__}); restore it or train again") from error
     except RuntimeError as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +24,23 @@ def loose_files(paths: Sequence[str | Path]) -> Manifest:
 
 
 def predict_paths(
-    ensemble: Ensemble, paths: Sequence[str | Path], *, device: torch.device, workers: int
+    ensemble: Ensemble,
+    paths: Sequence[str | Path],
+    *,
+    refused: Mapping[str, str] | None = None,
+    device: torch.device,
+    workers: int,
 ) -> Iterator[dict[str, Any]]:
     """Yield a record a path, in order: path, label, probability and top (at most 5), or path and error.
 
     With several opinions also spread, the standard deviation of the label's probability over them. Decoding and
-    preprocessing are those of the training.
+    preprocessing are those of the training. refused: why a path cannot be read, where that is known.
     """
+    known = refused or {}
     manifest = loose_files(paths)
     for block in file_blocks(ensemble, manifest, np.arange(len(manifest)), workers=workers):
-        records = {row: {"path": manifest.paths[row], "error": reason} for row, reason in block.failures}
+        failed = ((row, manifest.paths[row], reason) for row, reason in block.failures)
+        records = {row: {"path": path, "error": known.get(path, reason)} for row, path, reason in failed}
         if len(block.rows):
             said = ensemble.judge(block.pixels, device)
             for number, row in enumerate(block.rows.tolist()):

@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from toolkit.data.preprocessing import Preprocessing
 from toolkit.errors import SettingError
@@ -37,6 +38,15 @@ class Backbone:
     def __post_init__(self) -> None:
         if not self.stages:
             raise SettingError(f"backbone {self.name!r}: at least one stage expected, got none")
+        owners: dict[object, int] = {}
+        for index, stage in enumerate(self.stages):
+            for tensor in (*stage.parameters(), *stage.buffers()):
+                owner = owners.setdefault(_identity(tensor), index)
+                if owner != index:
+                    raise SettingError(
+                        f"backbone {self.name!r}: stages {owner} and {index} share parameters or buffers, and one "
+                        "could not train without the other; join them in one stage, or copy what they share"
+                    )
 
     def __len__(self) -> int:
         return len(self.stages)
@@ -91,3 +101,10 @@ class Backbone:
             f"{self.name}: {len(self)} stages, {self.n_parameters() / 1e6:.1f} M parameters, "
             f"{self.preprocessing.crop_px} px, weights: {self.weights}"
         )
+
+
+def _identity(tensor: Tensor) -> object:
+    """Return what two tensors have in common if they are the same, or start at the same place in memory."""
+    if is_lazy(tensor) or not tensor.data_ptr():  # not allocated: of the meta device, or empty
+        return id(tensor)
+    return tensor.device, tensor.data_ptr()

@@ -38,9 +38,11 @@ def read_state(path: str | Path) -> State:
                 f"{file}: refused, it holds Python objects beside tensors, and loading those could run code; "
                 "save the network's state_dict() alone, or as safetensors"
             ) from error
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = (str(error).splitlines() or [""])[0]
+        told = "" if "weights_only" in reason or not reason else f": {reason}"  # torch advises to let the file run code
         raise WeightsError(
-            f"{file}: damaged, or neither safetensors nor a torch state dict ({type(error).__name__}: {reason})"
+            f"{file}: damaged, or no checkpoint of tensors; safetensors or a torch state dict expected "
+            f"({type(error).__name__}{told})"
         ) from error
     return _unwrap(content, file)
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+import numpy as np
 from lightning.pytorch import LightningDataModule
+from numpy.typing import NDArray
 from torch import Tensor
 
 from toolkit.data.decode import DEFAULT_MAX_PIXELS
@@ -16,6 +18,11 @@ from toolkit.data.scan import scan
 from toolkit.data.split import assign_splits
 from toolkit.data.views import AUGMENTATIONS, augmentation
 from toolkit.errors import ArtifactError
+
+OTHER_DATA = (
+    "{}: the images are not those of the checkpoint (files were added, removed or moved since); put them back, or "
+    "start a new run"
+)
 
 
 class Resumable(Protocol):
@@ -54,10 +61,7 @@ class ManifestData(LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from `state_dict`'s position; ArtifactError where the data are not those of the checkpoint."""
         if state_dict["fingerprint"] != self.manifest.fingerprint():
-            raise ArtifactError(
-                f"{self.manifest.root}: the images are not those of the checkpoint (files were added, removed or moved "
-                "since); put them back, or start a new run"
-            )
+            raise ArtifactError(OTHER_DATA.format(self.manifest.root))
         self._position = state_dict["position"]
 
 
@@ -71,7 +75,8 @@ class ImageFolderData(ManifestData):
     source: what `toolkit.data.scan` takes, or a Manifest. preprocessing: the backbone's own. augment: a name of
     `AUGMENTATIONS`. views: distinct views per image; epoch e shows view e mod views (0 is the clean one).
     stored: where the views are read instead of from the files; they must be those of the same recipe and seed.
-    by_source: cut training views from a reduced copy of each image, as a run does that stores those copies.
+    by_source: bool (N,), the rows whose views are cut from a reduced copy of the image, as a run does that stores those
+    copies.
     """
 
     def __init__(
@@ -87,7 +92,7 @@ class ImageFolderData(ManifestData):
         workers: int = 0,
         max_pixels: int = DEFAULT_MAX_PIXELS,
         stored: ViewSource | None = None,
-        by_source: bool = False,
+        by_source: NDArray[np.bool_] | None = None,
     ) -> None:
         manifest = source if isinstance(source, Manifest) else scan(source, max_pixels=max_pixels)
         super().__init__(assign_splits(manifest, val=val, seed=seed))
@@ -148,7 +153,7 @@ class ImageFolderData(ManifestData):
                 recipe,
                 seed=self.seed,
                 max_pixels=self.max_pixels,
-                by_source=self.by_source and split == TRAIN,
+                by_source=self.by_source,
             )
         ranks = {} if self.trainer is None else {"replicas": self.trainer.world_size, "rank": self.trainer.global_rank}
         sampler = SeededSampler(self.manifest.rows(split), views=views, seed=self.seed, shuffle=shuffle, **ranks)

@@ -59,7 +59,7 @@ class ViewSource(Protocol):
 class ViewDataset(Dataset[tuple[int, NDArray[np.uint8] | str]]):
     """Maps (row, view number) to that view's pixels, or to the reason why there are none; holds no random state.
 
-    by_source: cut the views from the image's source, as is done where sources are stored.
+    by_source: bool (N,), the rows whose views are cut from the image's source, as is done where sources are stored.
     """
 
     costly = True
@@ -72,7 +72,7 @@ class ViewDataset(Dataset[tuple[int, NDArray[np.uint8] | str]]):
         *,
         seed: int,
         max_pixels: int,
-        by_source: bool = False,
+        by_source: NDArray[np.bool_] | None = None,
     ) -> None:
         self.manifest = manifest
         self.preprocessing = preprocessing
@@ -91,7 +91,7 @@ class ViewDataset(Dataset[tuple[int, NDArray[np.uint8] | str]]):
         except UnreadableImage as reason:
             return row, str(reason)
         which: dict[str, Any] = {"digest": content_digest, "number": number, "seed": self.seed}
-        if self.by_source:
+        if self.by_source is not None and self.by_source[row]:
             source = source_of(image, self.preprocessing)
             return row, view_of_source(source, image.size, self.preprocessing, self.augmentation, **which)
         return row, view(image, self.preprocessing, self.augmentation, **which)

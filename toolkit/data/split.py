@@ -30,7 +30,7 @@ def assign_splits(manifest: Manifest, *, val: float = 0.2, seed: int = 0) -> Man
     for label, name in enumerate(manifest.classes):
         rows = np.flatnonzero((manifest.splits == UNASSIGNED) & (manifest.labels == label))
         if len(rows) >= 2:
-            splits[_lowest_ranked(manifest, rows, val, seed)] = VAL
+            splits[_lowest_ranked(manifest, rows, val, _key(seed))] = VAL
         elif len(rows) == 1 and not ((manifest.labels == label) & (manifest.splits == VAL)).any():
             remarks.append(f"class {name!r} has a single image: it is used for training and never validated")
         elif not (manifest.labels == label).any():
@@ -50,31 +50,39 @@ def train_on_all(manifest: Manifest) -> Manifest:
 def hold_out(manifest: Manifest, share: float, most: int, seed: int) -> Manifest:
     """Return the Manifest with a part of TRAIN as VAL, to try something on, and the former VAL as TEST, out of the way.
 
-    Of the n training images of a class, round(share · n) but at least 1 and at most n − 1 are held out; the share is
-    smaller where they would be more than about `most` in all. Another hash than that of `assign_splits` picks them. A
-    class of one image keeps it.
+    Of the n training images of a class, round(share · n) but at least 1 and at most n − 1 are held out; where they
+    would be more than `most` or than that share of all, those that their hashes rank last stay. Another hash than that
+    of `assign_splits` picks them. A class of one image keeps it.
     """
     splits = np.where(manifest.splits == VAL, TEST, manifest.splits).astype(np.int8)
     train = manifest.splits == TRAIN
-    share = min(share, most / max(1, int(train.sum())))
+    n_train = int(train.sum())
+    fits = min(most, max(1, round(share * n_train)))
+    share = min(share, most / max(1, n_train))
+    key = _key(seed, "held out")
+    picked: list[int] = []
     for label in range(len(manifest.classes)):
         rows = np.flatnonzero(train & (manifest.labels == label))
         if len(rows) >= 2:
-            splits[_lowest_ranked(manifest, rows, share, seed, of="held out")] = VAL
+            picked += _lowest_ranked(manifest, rows, share, key).tolist()
+    if len(picked) > fits:  # classes of a few images give one each, which is more than their share
+        picked = sorted(picked, key=lambda row: _rank(manifest, row, key))[:fits]
+    splits[picked] = VAL
     return replace(manifest, splits=splits)
 
 
-def _lowest_ranked(
-    manifest: Manifest, rows: NDArray[np.int64], val: float, seed: int, of: str = ""
-) -> NDArray[np.int64]:
+def _key(seed: int, of: str = "") -> bytes:
+    return hashlib.blake2b(f"{seed}{of}".encode(), digest_size=32).digest()
+
+
+def _rank(manifest: Manifest, row: int, key: bytes) -> bytes:
+    return hashlib.blake2b(manifest.paths[row].encode("utf-8", "surrogatepass"), digest_size=16, key=key).digest()
+
+
+def _lowest_ranked(manifest: Manifest, rows: NDArray[np.int64], val: float, key: bytes) -> NDArray[np.int64]:
     """Return the rows of one class that go to VAL."""
-    key = hashlib.blake2b(f"{seed}{of}".encode(), digest_size=32).digest()
-
-    def rank(row: int) -> bytes:
-        return hashlib.blake2b(manifest.paths[row].encode("utf-8", "surrogatepass"), digest_size=16, key=key).digest()
-
     count = min(max(1, round(val * len(rows))), len(rows) - 1)
-    return np.array(sorted(rows.tolist(), key=rank)[:count], dtype=np.int64)
+    return np.array(sorted(rows.tolist(), key=lambda row: _rank(manifest, row, key))[:count], dtype=np.int64)
 
 
 def _check_classes(manifest: Manifest) -> None:

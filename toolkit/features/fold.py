@@ -44,8 +44,9 @@ def frozen_copies(stages: Sequence[nn.Module], sample: Tensor) -> nn.ModuleList:
     originals are on.
     """
     plain = plain_copies(stages).cpu()
-    with torch.no_grad(), torch.autocast("cpu", enabled=False):  # it may be called in a step of mixed precision
-        found, activations = _follow(plain, sample.cpu())
+    # It may be called in a step of mixed precision, or in inference mode, in which no change leaves a trace.
+    with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
+        found, activations = _follow(plain, sample.cpu().clone())
         if not any(of_stage.pairs or of_stage.padders for of_stage in found):
             return plain
         folded = plain_copies(stages).cpu()
@@ -55,7 +56,9 @@ def frozen_copies(stages: Sequence[nn.Module], sample: Tensor) -> nn.ModuleList:
             for name, size in of_stage.padders.items():
                 _pad_the_kernel(folded, name, size)
         for number, of_stage in enumerate(found):
-            if any(of_stage) and not _agrees(folded[number], activations[number], activations[number + 1]):
+            if (of_stage.pairs or of_stage.padders) and not _agrees(
+                folded[number], activations[number], activations[number + 1]
+            ):
                 folded[number] = plain[number]
     return folded
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from toolkit.backbones.backbone import Backbone
 from toolkit.backbones.normalise import Normalise
@@ -37,7 +38,8 @@ class FrozenPrefix:
 
     cut: the stage whose input is wanted, or None. taps: stages whose pooled outputs are wanted; no stage beyond the
     last of them and the cut is run. The forward always sees CHUNK images (kernels are chosen by shape), so an image's
-    numbers depend neither on its company nor on whether they are stored or computed anew.
+    numbers depend neither on its company nor on whether they are stored or computed anew. Images of another size than
+    the backbone's own have copies of their own, those of the last such size being kept.
     """
 
     def __init__(
@@ -58,11 +60,27 @@ class FrozenPrefix:
         self.device = device or torch.device("cpu")
         self.pool = backbone.pool
         self.normalise = Normalise(backbone.preprocessing)
-        one = next((p for stage in backbone.stages for p in stage.parameters()), torch.empty(0))
-        sample = self.normalise(sample_images(1, backbone.preprocessing.crop_px))
+        self._originals = backbone.stages[:depth]
+        self._size_px = (backbone.preprocessing.crop_px,) * 2
+        self.stages = self._copies(self._size_px)
+        self._others: tuple[tuple[int, int], nn.ModuleList] | None = None
         self.normalise.to(self.device)
-        stages = frozen_copies(backbone.stages[:depth], sample.to(one.device, one.dtype))
-        self.stages = stages.to(self.device, dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def _copies(self, size_px: tuple[int, int]) -> nn.ModuleList:
+        """Return the stages for images of a size, on which it depends how they pad them."""
+        one = next((p for stage in self._originals for p in stage.parameters()), torch.empty(0))
+        pixels = sample_images(1, max(size_px))[:, :, : size_px[0], : size_px[1]]
+        sample = copy.deepcopy(self.normalise).cpu()(pixels)
+        stages = frozen_copies(self._originals, sample.to(one.device, one.dtype))
+        placed: nn.ModuleList = stages.to(self.device, self.dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return placed
+
+    def _stages_for(self, size_px: tuple[int, int]) -> nn.ModuleList:
+        if size_px == self._size_px:
+            return self.stages
+        if self._others is None or self._others[0] != size_px:
+            self._others = (size_px, self._copies(size_px))
+        return self._others[1]
 
     def __call__(self, pixels: Tensor) -> Activations:
         """Return the Activations of uint8 (N, 3, S, S), or of float that is normalised already."""
@@ -88,7 +106,7 @@ class FrozenPrefix:
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             activation = self.normalise(pixels.to(self.device)).to(self.dtype)
             activation = activation.contiguous(memory_format=torch.channels_last)
-            for index, stage in enumerate(self.stages):
+            for index, stage in enumerate(self._stages_for((pixels.shape[2], pixels.shape[3]))):
                 activation = stage(activation)
                 if index in self.taps:
                     pooled.append(self.pool(activation.float()))

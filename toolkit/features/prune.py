@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from toolkit.features import contents
 from toolkit.features.shard import SUFFIX
 from toolkit.features.store import ABOUT, LOCK, USED
 from toolkit.storage import TEMPORARY_PREFIX, as_size, read_json
@@ -43,14 +45,21 @@ def kept_in(folder: Path) -> list[Kept]:
     return sorted(found, key=lambda kept: (-kept.unused_s, kept.folder.name))
 
 
+def digests_in(folder: Path) -> int:
+    """Return how many bytes the digests of files take."""
+    return sum(_look(path)[1] for path in _digests(folder))
+
+
 def prune(folder: Path, limit_bytes: int) -> tuple[int, list[Kept]]:
     """Remove the shards that were used longest ago until at most `limit_bytes` are left.
 
+    The digests of files, which are soon taken again, go where the limit cannot be met otherwise.
     Returns how many bytes went, and the backbones that another process computes with this minute: theirs stay. A
     process that has shards open keeps reading them.
     """
-    too_much = sum(one.bytes for one in kept_in(folder)) - limit_bytes
-    gone = 0
+    digests = digests_in(folder)
+    too_much = sum(one.bytes for one in kept_in(folder)) + digests - limit_bytes
+    gone = _remove_digests(folder) if digests > limit_bytes else 0
     busy: list[Kept] = []
     for one in kept_in(folder):
         if too_much <= gone:
@@ -60,10 +69,25 @@ def prune(folder: Path, limit_bytes: int) -> tuple[int, list[Kept]]:
                 gone += _remove_oldest(one.folder, too_much - gone)
         except Timeout:
             busy.append(one)
-    if limit_bytes == 0:  # the digests of files too: they are taken again
-        for entry in (folder / "contents").glob("*"):
-            entry.unlink(missing_ok=True)
+    if gone < too_much:
+        gone += _remove_digests(folder)
     return gone, busy
+
+
+def _digests(folder: Path) -> list[Path]:
+    """Return the files of digests, unfinished ones included."""
+    return [path for path in (folder / "contents").glob("*") if path.name != contents.LOCK]
+
+
+def _remove_digests(folder: Path) -> int:
+    gone = 0
+    if not _digests(folder):
+        return gone
+    with suppress(Timeout), FileLock(folder / "contents" / contents.LOCK).acquire(timeout=contents.LOCK_WAIT_S):
+        for path in _digests(folder):
+            gone += _look(path)[1]
+            path.unlink(missing_ok=True)
+    return gone
 
 
 def _remove_oldest(place: Path, at_least: int) -> int:

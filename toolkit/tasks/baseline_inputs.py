@@ -26,6 +26,7 @@ from toolkit.baselines.options import NEIGHBOURS, BaselineOptions
 from toolkit.baselines.reading import Reading
 from toolkit.data.loading import default_workers
 from toolkit.data.manifest import TEST, TRAIN, Manifest
+from toolkit.data.manifest import VAL as VALIDATION
 from toolkit.data.scan import scan
 from toolkit.data.split import assign_splits, train_on_all
 from toolkit.errors import SettingError
@@ -77,6 +78,8 @@ def open_source(data: str | os.PathLike[str], options: BaselineOptions) -> Sourc
     n_train, k = len(split.rows(TRAIN)), options.value("k")
     if options.model in NEIGHBOURS and k > n_train:
         raise SettingError(f"k: at most {n_train} expected, as many as there are training images, got {k}")
+    if options.patience is not None and not len(split.rows(VALIDATION)):
+        raise SettingError("patience: there are no validation images to watch; remove it, or add some")
     if options.on == "hog" and side_of(source.manifest.size, options.image_size) < SMALLEST_HOG_PX:
         raise SettingError(f"on: histograms of gradients need images of {SMALLEST_HOG_PX} px at least; set image_size")
     return source

@@ -86,8 +86,7 @@ def resume_baseline(path: str | os.PathLike[str]) -> BaselineRun:
     if "strategy" in config:
         raise ArtifactError(f"{folder.path} is a run of finetune; go on with it by toolkit finetune --resume")
     if folder.finished:
-        say(f"{folder.path} is finished; nothing to do")
-        return BaselineRun(folder.path, folder.read(METRICS))
+        return _as_it_is(folder)
     try:
         options = BaselineOptions(**{key: value for key, value in config.items() if key not in ("data", "out")})
         data = Path(config["data"])
@@ -101,6 +100,11 @@ def resume_baseline(path: str | os.PathLike[str]) -> BaselineRun:
         return _go(folder, source, options, store, clock)
 
 
+def _as_it_is(folder: RunFolder) -> BaselineRun:
+    say(f"{folder.path} is finished; nothing to do")
+    return BaselineRun(folder.path, folder.read(METRICS))
+
+
 def _check_machine(options: BaselineOptions) -> None:
     if options.search == "approximate":
         need_faiss()
@@ -111,6 +115,9 @@ def _check_machine(options: BaselineOptions) -> None:
 def _go(
     folder: RunFolder, source: Source, options: BaselineOptions, store: FeatureStore, clock: Stopwatch
 ) -> BaselineRun:
+    if folder.finished:  # by another process, while this one read the data
+        folder.drop_checkpoints()  # the place of the lock
+        return _as_it_is(folder)
     with clock.part("extract"):
         examples = read_examples(source, options, store)
     manifest = examples.manifest

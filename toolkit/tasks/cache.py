@@ -17,19 +17,29 @@ UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 
 @dataclass(frozen=True)
 class CacheReport:
-    """The cache folder, what it holds, how much was removed, and what could not be, since it is in use."""
+    """The cache folder, what it holds, how much was removed, and what could not be, since it is in use.
+
+    digests_bytes: what is remembered of the content of files.
+    """
 
     folder: Path
     kept: tuple[Kept, ...]
+    digests_bytes: int = 0
     removed_bytes: int = 0
     busy: tuple[Kept, ...] = ()
+
+    @property
+    def bytes(self) -> int:
+        """All that the folder holds."""
+        return sum(one.bytes for one in self.kept) + self.digests_bytes
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
         columns = ("backbone", "weights", "image_size_px", "dtype", "n_shards", "bytes")
         return {
             "folder": str(self.folder),
-            "bytes": sum(one.bytes for one in self.kept),
+            "bytes": self.bytes,
+            "digests_bytes": self.digests_bytes,
             "removed_bytes": self.removed_bytes,
             "kept": [{key: getattr(one, key) for key in columns} for one in self.kept],
             "busy": [one.backbone for one in self.busy],
@@ -38,8 +48,10 @@ class CacheReport:
     def __str__(self) -> str:
         from toolkit.storage import as_size
 
-        lines = [str(one) for one in self.kept if one.bytes] or ["  nothing"]
-        lines.append(f"{as_size(sum(one.bytes for one in self.kept)):>9}  in {self.folder}")
+        lines = [str(one) for one in self.kept if one.bytes]
+        if self.digests_bytes:
+            lines.append(f"{as_size(self.digests_bytes):>9}  digests of files")
+        lines = [*(lines or ["  nothing"]), f"{as_size(self.bytes):>9}  in {self.folder}"]
         if self.removed_bytes:
             lines.append(f"{as_size(self.removed_bytes):>9}  removed")
         lines += [f"in use, not removed: {one.backbone}" for one in self.busy]
@@ -56,12 +68,12 @@ def cache(*, limit: str | None = None, cache_dir: str | None = None) -> CacheRep
         cache_dir: where features are kept; the platform's cache folder by default
     """
     limit_bytes = None if limit is None else _bytes(limit)
-    from toolkit.features.prune import kept_in, prune
+    from toolkit.features.prune import digests_in, kept_in, prune
     from toolkit.tasks.stores import cache_folder
 
     folder = cache_folder(cache_dir)
     gone, busy = (0, []) if limit_bytes is None else prune(folder, limit_bytes)
-    return CacheReport(folder, tuple(kept_in(folder)), gone, tuple(busy))
+    return CacheReport(folder, tuple(kept_in(folder)), digests_in(folder), gone, tuple(busy))
 
 
 def _bytes(limit: str | int) -> int:

@@ -132,8 +132,11 @@ def images_and_views(start: int, stop: int, views: int) -> tuple[NDArray[np.int6
     return np.divmod(np.arange(start, stop), views)
 
 
-def checked_path(out: str) -> str:
-    """Return the path of the file to write; refuses what cannot be written, before the work and without a trace."""
+def checked_path(out: str, *, overwrite: bool = False) -> str:
+    """Return the path of the file to write; refuses what cannot be written, before the work and without a trace.
+
+    A file that is there already is refused unless `overwrite` is set.
+    """
     path = Path(os.path.expanduser(out))
     if path.suffix not in (".npz", ".parquet"):
         raise SettingError(f"out: a file name that ends in .npz or .parquet expected, got {str(out)!r}")
@@ -152,6 +155,8 @@ def checked_path(out: str) -> str:
             pass
     except OSError as error:
         raise _cannot_write(path, error) from error
+    if os.path.lexists(path) and not overwrite:
+        raise ArtifactError(f"{path} is there already; choose another --out, or replace it by --overwrite")
     return str(path)
 
 

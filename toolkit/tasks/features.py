@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from toolkit.errors import SettingError
@@ -18,6 +19,7 @@ def extract_features(
     data: str,
     *,
     out: str | None = None,
+    overwrite: bool = False,
     backbone: str = "efficientnet_lite0",
     taps: list[int] | None = None,
     image_size: int | None = None,
@@ -40,6 +42,7 @@ def extract_features(
     Args:
         data: the photos: DIR/CLASS/…, DIR/train/CLASS/… with val, a CSV, or a folder of images without classes
         out: the file to write: .npz (paths, X, y, classes, split) or .parquet (path, split, label, y, view, X)
+        overwrite: replace the file that is there
         backbone: name of the pretrained network; `toolkit backbones` lists them
         taps: stages whose pooled outputs are the features, such as 5,6,7; the last one by default
         image_size: side of the square input in pixels; the weights' own by default
@@ -54,14 +57,18 @@ def extract_features(
         precision: auto (bfloat16 on CUDA, or if CPU and network are fit for it), 32-true, bf16-mixed, 16-mixed
         workers: processes that decode; by the number of images and cores by default
     """
-    keys = {key: value for key, value in locals().items() if key not in ("data", "out")}
+    keys = {key: value for key, value in locals().items() if key not in ("data", "out", "overwrite")}
     from toolkit.options import Options
 
     options = Options(**keys)
     n_views = options.views or 1
     if augment is not None and n_views == 1:
         raise SettingError("augment is not used with views 1, the clean view alone; set views to 2 or more")
-    out = None if out is None else checked_path(out)
+    if out is not None:
+        out = checked_path(out, overwrite=overwrite)
+        from toolkit.tasks.ending import check_apart
+
+        check_apart(data, Path(out))
 
     from toolkit.tasks.job import some_left, worker_count
     from toolkit.tasks.stores import open_store
@@ -114,8 +121,6 @@ def with_usual_taps(request: Request) -> Request:
 
 def _scan_any(data: str, max_pixels: int) -> Manifest:
     """Scan a labelled data set, or else a folder of images without classes."""
-    from pathlib import Path
-
     from toolkit.data.scan import scan, scan_flat
     from toolkit.data.walk import folders_in
     from toolkit.errors import DataError

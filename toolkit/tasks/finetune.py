@@ -30,6 +30,7 @@ def finetune(
     head: str | None = None,
     folds: int | None = None,
     lr: float | None = None,
+    layer_decay: float | None = None,
     weight_decay: float | None = None,
     decay_towards: str | None = None,
     optimizer: str | None = None,
@@ -77,7 +78,8 @@ def finetune(
         taps: stages whose pooled outputs the head sees, such as 5,6,7; chosen among the last four by default
         head: ridge, logistic, knn, or auto (default), which holds them against each other on the training images
         folds: score the head by repeated cross-validation with so many folds as well (strategy head)
-        lr: learning rate of the head; the top stage has 1/10, the others 1/100 of it
+        lr: learning rate of the head; with partial the top stage has 1/10 of it, others 1/100, with full all have it
+        layer_decay: instead, each stage learns at this factor of the rate of the part above it; 1 is one rate for all
         weight_decay: of weights; biases and norms are never decayed
         decay_towards: zero (default), or start: the weights that training begins with (L2-SP)
         optimizer: adamw (default) or sgd (momentum 0.9, Nesterov)

@@ -43,7 +43,8 @@ def predict(
     where = resolve_device(device)
     count = default_workers(len(files)) if workers is None else workers
     models = load_ensemble([model, *(ensemble or [])], passes=mc)
-    return predict_paths(models, files, device=where, workers=count)
+    refused = {path: reason for path, reason in files.items() if reason is not None}
+    return predict_paths(models, list(files), refused=refused, device=where, workers=count)
 
 
 def check_workers(workers: int | None) -> None:
@@ -52,38 +53,40 @@ def check_workers(workers: int | None) -> None:
         raise SettingError(f"workers: 0 to 1024 processes expected, got {workers!r}")
 
 
-def image_files(paths: Sequence[str]) -> list[str]:
+def image_files(paths: Sequence[str]) -> dict[str, str | None]:
     """Return the files that paths, folders and patterns stand for, each once, in the order given.
 
+    Of a file in a folder that can be read by no name, the reason is told; else it is None.
     A file that is named is returned whatever it is, and so is a name at which there is nothing if others are there:
     its record will say so. Of a folder, the files that look like images are. Raises DataError for a pattern or
     folder without any, and for a single missing name.
     """
     if isinstance(paths, (str, os.PathLike)):
         paths = [os.fspath(paths)]
-    found: list[str] = []
+    found: dict[str, str | None] = {}
     for path in map(os.fspath, paths):
         if os.path.isdir(path):
-            found += _images_below(path)
+            found |= _images_below(path)
         elif os.path.lexists(path) or not glob.has_magic(path):
-            found.append(path)
+            found[path] = None
         else:
             matches = sorted(glob.glob(path, recursive=True))
             if not matches:
                 raise DataError(f"{path}: no file fits this pattern")
             for match in matches:
-                found += _images_below(match) if os.path.isdir(match) else [match]
-    unique = list(dict.fromkeys(found))
-    if not unique:
+                found |= _images_below(match) if os.path.isdir(match) else {match: None}
+    if not found:
         raise DataError("which images? Give files, folders or patterns: toolkit predict MODEL PATH…")
-    if not any(os.path.lexists(path) for path in unique):
-        raise DataError(f"{unique[0]} does not exist")
-    return unique
+    if not any(reason is not None or os.path.lexists(path) for path, reason in found.items()):
+        raise DataError(f"{next(iter(found))} does not exist")
+    return found
 
 
-def _images_below(folder: str) -> list[str]:
+def _images_below(folder: str) -> dict[str, str | None]:
     from toolkit.data.scan import scan_flat
 
     manifest = scan_flat(folder)
-    names = sorted([*manifest.paths, *(item.path for item in manifest.quarantined)])
-    return [os.path.join(folder, name) for name in names]
+    reasons = {**dict.fromkeys(manifest.paths), **{item.path: item.reason for item in manifest.quarantined}}
+    files = {os.path.join(folder, name): reasons[name] for name in sorted(reasons)}
+    # what is there is read with the model's own limits; what is not has a name that the scan could but describe
+    return {file: None if os.path.lexists(file) else reason for file, reason in files.items()}

@@ -84,8 +84,7 @@ def resume_run(path: str | os.PathLike[str], own_backbone: Any = None) -> Run:
     if "strategy" not in config and "model" in config:
         raise ArtifactError(f"{folder.path} is the run of a baseline; go on with it by toolkit baseline --resume")
     if folder.finished:
-        say(f"{folder.path} is finished; nothing to do")
-        return Run(folder.path, read_plan(folder), folder.read(METRICS))
+        return _as_it_is(folder)
     if config.get("backbone") == CUSTOM:
         if own_backbone is None:
             raise ArtifactError(f"{folder.path} has a backbone of your own; give it: finetune(resume=…, backbone=[…])")
@@ -105,6 +104,9 @@ def resume_run(path: str | os.PathLike[str], own_backbone: Any = None) -> Run:
 
 
 def _go(folder: RunFolder, manifest: Manifest, job: Job) -> Run:
+    if folder.finished:  # by another process, while this one read the data
+        folder.drop_checkpoints()  # the place of the lock
+        return _as_it_is(folder)
     clock = job.clock
     resuming = any((folder.checkpoints / name).exists() for name in (START, "last.ckpt"))
     if resuming:
@@ -117,9 +119,9 @@ def _go(folder: RunFolder, manifest: Manifest, job: Job) -> Run:
         say(f"note: {remark}")
     say(str(prepared.plan))
 
-    model, failures, verdict = _train(folder, prepared, job)
-    prepared = replace(prepared, plan=replace(prepared.plan, verdict=None if verdict is None else verdict.to_dict()))
-    folder.write(PLAN, prepared.plan.to_dict())
+    model, failures, plan = _train(folder, prepared, job)
+    prepared = replace(prepared, plan=plan)
+    folder.write(PLAN, plan.to_dict())
     manifest, predictions = score(model, prepared, failures, job)
     scores = evaluate(predictions, seed=job.options.seed)
     folds = cross_validate(prepared, job)
@@ -130,7 +132,6 @@ def _go(folder: RunFolder, manifest: Manifest, job: Job) -> Run:
     chosen_by_val = "nothing" if job.options.patience is None else "epoch"
     if manifest.n_scanned != prepared.manifest.n_scanned:
         raise ToolkitError("files were lost from the account: please report this")
-    plan = prepared.plan
     metrics = metrics_of(manifest, scores, clock, strategy=plan.strategy, backbone=plan.backbone)
     metrics = {**metrics, "val_chose": chosen_by_val, "folds": folds}
     folder.write(METRICS, metrics)
@@ -138,9 +139,14 @@ def _go(folder: RunFolder, manifest: Manifest, job: Job) -> Run:
     return Run(folder.path, prepared.plan, metrics)
 
 
-def _train(folder: RunFolder, prepared: Prepared, job: Job) -> tuple[TrainedModel, dict[int, str], Verdict | None]:
-    """Return the trained model, the training files that failed on the way, and what was judged of the fine-tuning."""
-    verdict = None
+def _as_it_is(folder: RunFolder) -> Run:
+    say(f"{folder.path} is finished; nothing to do")
+    return Run(folder.path, read_plan(folder), folder.read(METRICS))
+
+
+def _train(folder: RunFolder, prepared: Prepared, job: Job) -> tuple[TrainedModel, dict[int, str], TransferPlan]:
+    """Return the trained model, the training files that failed on the way, and the plan with what came of it."""
+    plan = prepared.plan
     with job.clock.part("fit"):
         if prepared.plan.strategy == "head":
             assert prepared.chosen is not None
@@ -151,9 +157,13 @@ def _train(folder: RunFolder, prepared: Prepared, job: Job) -> tuple[TrainedMode
             from toolkit.tasks.tail import train_tail
 
             tail = train_tail(folder, prepared, job)
-            network, failures, verdict = tail.network, tail.failures, tail.verdict
+            network, failures = tail.network, tail.failures
+            plan = replace(plan, verdict=None if tail.verdict is None else tail.verdict.to_dict())
+            if tail.rate != 1:
+                reason = f"training lost what the head could do, and began again with {tail.rate:g} of the rates"
+                plan = replace(plan, reasons=(*(one for one in plan.reasons if one != reason), reason))
     model = TrainedModel.of(network, job.backbone, prepared.manifest.classes, job.options.max_pixels)
-    return model, failures, verdict
+    return model, failures, plan
 
 
 def _warn_if_worse(folder: RunFolder, scores: dict[str, Scores | None]) -> None:

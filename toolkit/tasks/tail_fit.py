@@ -7,13 +7,14 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from toolkit.artifacts.run_folder import AGAIN, START
-from toolkit.data.datamodule import ImageFolderData
+from toolkit.data.datamodule import OTHER_DATA, ImageFolderData
 from toolkit.data.manifest import TRAIN, VAL, Manifest
+from toolkit.errors import ArtifactError
 from toolkit.hardware import resolve_precision
 from toolkit.progress import say
 from toolkit.storage import publishing
@@ -22,15 +23,20 @@ from toolkit.tasks.prepare import Prepared
 from toolkit.training.collapse import CollapsedError
 from toolkit.training.fit import FitSettings, fit
 from toolkit.training.groups import parameter_groups, rates_table
-from toolkit.training.mixing import put_mixture, trained_state
+from toolkit.training.mixing import State, load_state, put_mixture, trained_state
 from toolkit.training.module import TransferModule
 
 SMALLER_RATE = 0.1  # after a collapse
+FINGERPRINT = "fingerprint"  # of the data, in the file of starting weights
 
 
 @dataclass(frozen=True)
 class Phase:
-    """A training from the starting weights in its own folder: on what, with whose history, watching which epoch."""
+    """One training and where it leaves its traces.
+
+    folder: its checkpoints, and the weights that it begins with. history: the CSV with a row an epoch. manifest: the
+    images, split. patience: epochs without a lower validation loss after which it stops; None for all epochs.
+    """
 
     folder: Path
     history: Path
@@ -38,54 +44,75 @@ class Phase:
     patience: int | None
 
 
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """What a training came to. failures: files that failed on the way (row: reason). end: the weights at its end, None
+    where it collapsed at both rates. rate: the factor on the recipe's rates with which it got there."""
+
+    failures: dict[int, str]
+    end: dict[str, Tensor] | None
+    rate: float
+
+
 def fit_from_start(
-    module: TransferModule, phase: Phase, prepared: Prepared, job: Job, share: float
-) -> tuple[dict[int, str], dict[str, Tensor] | None]:
-    """Train from the phase's starting weights, or those of the module, and mix; return failures and the end's weights.
+    module: TransferModule, phase: Phase, prepared: Prepared, job: Job, share: float, rate: float = 1.0
+) -> Fitted:
+    """Train from the starting weights in the phase's folder and leave a mixture, `share` of it the end, in the module.
 
     After a collapse it begins again with a tenth of the rates; after a second one the module has the weights that it
-    began with, and the end is None.
+    began with.
     """
-    if not (phase.folder / START).exists():
-        write_start(phase.folder, module, start_row(prepared))
-    start, row = read_start(phase.folder)
-    put_mixture(module.network, start, start, 0.0)
+    start, row = read_start(phase.folder, prepared.manifest)
     data = make_data(prepared, phase.manifest, job)
-    for folder in (phase.folder, phase.folder / AGAIN):
-        if folder == phase.folder and (phase.folder / AGAIN).exists():
-            continue  # it collapsed before this run was resumed
-        if folder != phase.folder:
-            module.recipe = replace(module.recipe, lr=module.recipe.lr * SMALLER_RATE)
-            folder.mkdir(exist_ok=True)
+    recipe = module.recipe
+    again = phase.folder / AGAIN  # where this is, it collapsed before the run was resumed
+    for folder, factor in ((phase.folder, rate), (again, rate * SMALLER_RATE)):
+        if folder != again and again.exists():
+            continue
+        folder.mkdir(exist_ok=True)
+        load_state(module.network, start)
+        module.recipe = replace(recipe, lr=recipe.lr * factor)
         try:
-            run_fit(module, data, replace(phase, folder=folder), prepared, job, row=row)
+            run_fit(module, data, replace(phase, folder=folder), prepared, job, row=row, start=start)
         except CollapsedError as error:
+            outcome = "the head stays" if folder == again else f"it begins again with {SMALLER_RATE:g} of the rates"
+            say(f"note: {error}; {outcome}")
             module.cpu()
-            put_mixture(module.network, start, start, 0.0)
-            again = (
-                f"it begins again with {SMALLER_RATE:g} of the rates" if folder == phase.folder else "the head stays"
-            )
-            say(f"note: {error}; {again}")
             continue
         end = trained_state(module.network)
         put_mixture(module.network, start, end, share)
-        return data.failures, end
-    return data.failures, None
+        return Fitted(data.failures, end, factor)
+    load_state(module.network, start)
+    return Fitted(data.failures, None, rate * SMALLER_RATE)
 
 
-def write_start(folder: Path, module: TransferModule, row: dict[str, float] | None) -> None:
-    """Publish the weights that a training begins with, and how they do on the validation images."""
+def write_start(folder: Path, module: TransferModule, manifest: Manifest, row: dict[str, float] | None) -> None:
+    """Publish the weights that a training begins with, how they do on the validation images, and of which data."""
     folder.mkdir(parents=True, exist_ok=True)
     with publishing(folder / START) as temporary:
         state = {name: value.contiguous() for name, value in trained_state(module.network).items()}
-        save_file(state, temporary, metadata={key: repr(value) for key, value in (row or {}).items()})
+        about = {FINGERPRINT: manifest.fingerprint(), **{key: repr(value) for key, value in (row or {}).items()}}
+        save_file(state, temporary, metadata=about)
 
 
-def read_start(folder: Path) -> tuple[dict[str, Tensor], dict[str, float] | None]:
-    """Return what `write_start` was given."""
-    with safe_open(folder / START, "pt") as file:
-        row = {key: float(value) for key, value in (file.metadata() or {}).items()}
-        return {name: file.get_tensor(name) for name in file.keys()}, row or None  # noqa: SIM118
+def read_start(folder: Path, manifest: Manifest) -> tuple[dict[str, Tensor], dict[str, float] | None]:
+    """Return the weights and the row that `write_start` was given.
+
+    Raises ArtifactError where they are missing or damaged, or the data were others.
+    """
+    path = folder / START
+    try:
+        with safe_open(path, "pt") as file:
+            about = dict(file.metadata() or {})
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        fingerprint = about.pop(FINGERPRINT)
+        row = {key: float(value) for key, value in about.items()}
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        problem = "is missing" if isinstance(error, FileNotFoundError) else "is damaged"
+        raise ArtifactError(f"{path} {problem}: this run cannot be gone on with; start it again") from error
+    if fingerprint != manifest.fingerprint():
+        raise ArtifactError(OTHER_DATA.format(manifest.root))
+    return state, row or None
 
 
 def make_module(prepared: Prepared, job: Job, head: nn.Module | None) -> TransferModule:
@@ -119,7 +146,7 @@ def make_data(prepared: Prepared, manifest: Manifest, job: Job) -> ImageFolderDa
         workers=_workers(prepared, job),
         max_pixels=options.max_pixels,
         stored=prepared.views,
-        by_source=plan.cut == 0,
+        by_source=prepared.manifest.splits == TRAIN if plan.cut == 0 else None,
     )
 
 
@@ -130,8 +157,12 @@ def run_fit(
     prepared: Prepared,
     job: Job,
     row: dict[str, float] | None,
+    start: State | None,
 ) -> None:
-    """Train the module as the phase says; the data collect the files that fail."""
+    """Train the module as the phase says; the data collect the files that fail.
+
+    row: how the starting weights do. start: those of a head, below which training must not fall.
+    """
     plan, options = prepared.plan, job.options
     assert plan.epochs is not None
     module.network.prefix_dtype = job.dtype
@@ -142,10 +173,10 @@ def run_fit(
         accumulate=options.accumulate or 1,
         clip=1.0 if options.clip is None else options.clip,
         patience=phase.patience,
-        guarded=plan.strategy != "scratch",
+        start=start,
     )
     torch.manual_seed(options.seed)
-    fit(module, data, settings, folder=phase.folder, history=phase.history, device=job.device, start=row)
+    fit(module, data, settings, folder=phase.folder, history=phase.history, device=job.device, row=row)
 
 
 def _workers(prepared: Prepared, job: Job) -> int:

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from safetensors.torch import load_file, save_file
 
@@ -61,6 +62,7 @@ class BestWeights(Callback):
         module.network.load_state_dict(load_file(self.path))  # type: ignore[union-attr]
 
     def _save(self, module: LightningModule) -> None:
-        tensors = {key: value.detach().cpu().contiguous() for key, value in module.network.state_dict().items()}  # type: ignore[union-attr]
+        state = module.network.state_dict().items()  # type: ignore[union-attr]
+        tensors = {key: value.detach().cpu().clone(memory_format=torch.contiguous_format) for key, value in state}
         with publishing(self.path) as temporary:
             save_file(tensors, temporary)

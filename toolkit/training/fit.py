@@ -19,23 +19,24 @@ from toolkit.data.manifest import VAL
 from toolkit.errors import Interrupted
 from toolkit.training.best import BestWeights
 from toolkit.training.checkpoints import LAST, Checkpoints, WholeCheckpointIO
-from toolkit.training.collapse import CollapseGuard
+from toolkit.training.collapse import CollapsedError, CollapseGuard
 from toolkit.training.history import History, StepProgress
+from toolkit.training.mixing import State
 from toolkit.training.signals import stop_on_signals
 
 
 @dataclass(frozen=True)
 class FitSettings:
     """How the Trainer runs: epochs ≥ 1, a resolved precision, gradient accumulation ≥ 1, clipping by norm or None,
-    early stopping after `patience` epochs without a lower validation loss, or never; guarded: whether a collapse of the
-    training accuracy ends it with CollapsedError."""
+    early stopping after `patience` epochs without a lower validation loss, or never. start: weights (`trained_state`)
+    that know something already; if training loses that, CollapsedError ends it."""
 
     epochs: int
     precision: str
     accumulate: int = 1
     clip: float | None = 1.0
     patience: int | None = None
-    guarded: bool = False
+    start: State | None = None
 
 
 def fit(
@@ -46,24 +47,24 @@ def fit(
     folder: Path,
     history: Path,
     device: torch.device,
-    start: dict[str, float] | None = None,
+    row: dict[str, float] | None = None,
 ) -> int:
     """Train `module` in place and return the number of optimizer steps; goes on from `folder`'s checkpoint if any.
 
     module: its training_step returns loss_sum, hits and size (see `History`), and its part `network` is what early
-    stopping keeps and gives back. folder: where checkpoints live. history: the CSV to publish. start: val_loss and
+    stopping keeps and gives back. folder: where checkpoints live. history: the CSV to publish. row: val_loss and
     val_accuracy of the starting weights, where they are known. Raises Interrupted after SIGINT or SIGTERM, once a
     checkpoint is on the disk.
     """
     checkpoint = folder / LAST
     validates = len(data.manifest.rows(VAL)) > 0
     with stop_on_signals() as stop, _quiet():
-        callbacks: list[Callback] = [StepProgress(), History(history, start)]
-        if settings.guarded:
-            callbacks.append(CollapseGuard(len(data.manifest.classes)))
+        callbacks: list[Callback] = [StepProgress(), History(history, row)]
+        if settings.start is not None:
+            callbacks.append(CollapseGuard(len(data.manifest.classes), settings.start))
         best = None
         if settings.patience is not None and validates:
-            best = BestWeights(folder, settings.patience, (start or {}).get("val_loss", math.inf))
+            best = BestWeights(folder, settings.patience, (row or {}).get("val_loss", math.inf))
             callbacks.append(best)
         callbacks.append(Checkpoints(folder, stop))  # last: it saves the state of the others
         trainer = Trainer(
@@ -83,7 +84,12 @@ def fit(
             enable_model_summary=False,
             default_root_dir=folder,
         )
-        trainer.fit(module, data, ckpt_path=checkpoint if checkpoint.exists() else None, weights_only=True)
+        try:
+            trainer.fit(module, data, ckpt_path=checkpoint if checkpoint.exists() else None, weights_only=True)
+        except CollapsedError as error:
+            if stop.signal_number is None:
+                raise
+            raise Interrupted(stop.signal_number, "stopped; the last checkpoint is kept") from error
         if best is not None:
             best.put_back(module)
         if stop.signal_number is not None:  # it came after the last save

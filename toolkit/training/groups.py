@@ -14,7 +14,8 @@ def parameter_groups(network: TransferNetwork, recipe: Recipe) -> list[dict[str,
     """Return optimizer groups for everything that trains, all of them from step 0.
 
     A stage and the head give one group with weight decay and one without (biases and the scales of
-    normalisation layers are not decayed: He et al. 2019, "Bag of Tricks", section 3.1). Keys beside torch's own:
+    normalisation layers are not decayed: He et al. 2019, "Bag of Tricks", section 3.1; nor are class tokens, tables of
+    positions and scales of layers). Keys beside torch's own:
     `name` ("stage 6", "head"), `multiplier`, and `depth`, the number of trained parts above it; `lr` is the head's rate
     × the multiplier, and a schedule that multiplies every group by one factor keeps the ratios.
     """
@@ -27,8 +28,9 @@ def parameter_groups(network: TransferNetwork, recipe: Recipe) -> list[dict[str,
     parts.append(("head", network.head, network.spec.head_multiplier))
     groups = []
     for number, (name, module, multiplier) in enumerate(parts, start=1):
-        decayed = [p for p in module.parameters() if p.requires_grad and p.ndim > 1]
-        spared = [p for p in module.parameters() if p.requires_grad and p.ndim <= 1]
+        learning = [(path, p) for path, p in module.named_parameters() if p.requires_grad]
+        decayed = [p for path, p in learning if is_weight(path, p)]
+        spared = [p for path, p in learning if not is_weight(path, p)]
         for parameters, decay, kind in ((decayed, weight_decay, "weights"), (spared, 0.0, "biases and norms")):
             if parameters:
                 groups.append(
@@ -43,6 +45,11 @@ def parameter_groups(network: TransferNetwork, recipe: Recipe) -> list[dict[str,
                     }
                 )
     return groups
+
+
+def is_weight(path: str, parameter: nn.Parameter) -> bool:
+    """Return whether a parameter multiplies features: a matrix or a kernel that its module calls a weight."""
+    return parameter.ndim > 1 and path.rpartition(".")[2].endswith("weight")
 
 
 def rates_table(groups: list[dict[str, Any]]) -> str:

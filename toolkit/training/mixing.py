@@ -39,7 +39,8 @@ class Verdict:
     """Which share of the fine-tuned weights to keep, and the evidence.
 
     share: 0 to 1. n: images held out. gain, gain_se: nats an image that the choice wins over the head, and the standard
-    error of that mean, image by image. mixtures: of SHARES, in their order.
+    error of that mean, image by image. mixtures: of SHARES, in their order. reason: why the head stays, where these
+    do not tell.
     """
 
     share: float
@@ -47,6 +48,7 @@ class Verdict:
     gain: float
     gain_se: float
     mixtures: tuple[Mixture, ...]
+    reason: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -59,8 +61,8 @@ class Verdict:
         return cls(**{**values, "mixtures": mixtures})
 
     def __str__(self) -> str:
-        if not self.mixtures:
-            return "fine-tuning steps aside: there are no images to judge it by, or it went astray; the head is kept"
+        if self.reason:
+            return f"fine-tuning steps aside: {self.reason}; the head is kept"
         start = self.mixtures[0]
         best = next(m for m in self.mixtures if m.share == self.share)
         told = f"on {self.n} training images held out of it"
@@ -77,7 +79,8 @@ class Verdict:
         )
 
 
-STEP_ASIDE = Verdict(0.0, 0, 0.0, 0.0, ())  # nothing speaks for the fine-tuned weights
+NO_JUDGE = Verdict(0.0, 0, 0.0, 0.0, (), "there are no images to judge it by")
+WENT_ASTRAY = Verdict(0.0, 0, 0.0, 0.0, (), "it lost what the head could do, and again with smaller rates")
 
 
 def judge(scores: Sequence[NDArray[Any]], labels: NDArray[np.int64], shares: Sequence[float] = SHARES) -> Verdict:
@@ -89,7 +92,7 @@ def judge(scores: Sequence[NDArray[Any]], labels: NDArray[np.int64], shares: Seq
     """
     n = len(labels)
     if n == 0:
-        return STEP_ASIDE
+        return NO_JUDGE
     losses = [negative_log_likelihoods(some, labels, best_temperature(some, labels)) for some in scores]
     hits = [int((some.argmax(axis=1) == labels).sum()) for some in scores]
     mixtures = tuple(
@@ -109,6 +112,11 @@ def trained_state(network: nn.Module) -> dict[str, Tensor]:
     frozen = {name for name, parameter in network.named_parameters()} - changing
     state = network.state_dict()
     return {name: value.detach().cpu().clone() for name, value in state.items() if name not in frozen}
+
+
+def load_state(network: nn.Module, state: State) -> None:
+    """Set a network to what `trained_state` returned."""
+    put_mixture(network, state, state, 1.0)
 
 
 def put_mixture(network: nn.Module, start: State, end: State, share: float) -> None:

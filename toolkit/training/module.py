@@ -143,7 +143,10 @@ class TransferModule(LightningModule):
         loss = self._loss(scores, labels)
         if whole.kept < 1:
             loss = whole.kept * loss + (1 - whole.kept) * self._loss(scores, labels[whole.partners.to(labels.device)])
-        hits = (scores.argmax(dim=1) == labels).sum()
+        guesses = scores.argmax(dim=1)
+        hits = (guesses == labels).sum()
+        if whole.kept < 1:  # of a blend both labels are right, each as far as its image is in it
+            hits = whole.kept * hits + (1 - whole.kept) * (guesses == labels[whole.partners.to(labels.device)]).sum()
         size = torch.tensor(float(len(labels)))
         self._log("train", loss, hits, size)
         return {"loss": loss, "loss_sum": loss.detach() * size, "hits": hits, "size": size}
@@ -208,10 +211,9 @@ class TransferModule(LightningModule):
         names = {id(parameter): name for name, parameter in self.network.named_parameters()}
         with torch.no_grad():
             for group in groups:
-                decayed = [p for p in group["params"] if p.ndim > 1]
-                if decayed and group["lr"]:
-                    starts = [self._start[names[id(p)]] for p in decayed]
-                    torch._foreach_lerp_(decayed, starts, min(1.0, group["lr"] * self.recipe.weight_decay))
+                if group["kind"] == "weights" and group["lr"]:
+                    starts = [self._start[names[id(p)]] for p in group["params"]]
+                    torch._foreach_lerp_(group["params"], starts, min(1.0, group["lr"] * self.recipe.weight_decay))
 
     def _evaluate(self, split: str, batch: Labelled) -> None:
         inputs, labels = batch

@@ -1,0 +1,77 @@
+"""What the cache holds is counted whole, and made smaller: the longest unused first, digests at need."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from tests.features.small import fetch, photos
+from tests.training.tiny import tiny_backbone
+from toolkit.data.manifest import Manifest
+from toolkit.features import contents
+from toolkit.features.prune import digests_in, kept_in, prune
+from toolkit.features.request import Request
+from toolkit.storage import as_size
+from toolkit.tasks.cache import cache
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Manifest:
+    """Return images that are old enough for their digests to be remembered."""
+    manifest = photos(tmp_path / "photos", 6)
+    for row in range(len(manifest)):
+        os.utime(manifest.file(row), (1e9, 1e9))
+    return manifest
+
+
+@pytest.fixture
+def filled(tmp_path: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(contents, "SETTLED_AFTER_NS", -1)
+    fetch(tmp_path / "cache", Request(tiny_backbone(), (3,)), manifest)
+    return tmp_path / "cache"
+
+
+def test_digests_are_shown_and_counted(filled: Path) -> None:
+    shown = cache(cache_dir=str(filled))
+    digests = sum(path.stat().st_size for path in (filled / "contents").iterdir())
+    assert shown.digests_bytes == digests > 0
+    assert shown.to_dict()["digests_bytes"] == digests
+    assert shown.to_dict()["bytes"] == shown.bytes == digests + shown.kept[0].bytes
+    assert str(shown).splitlines()[1:] == [
+        f"{as_size(digests):>9}  digests of files",
+        f"{as_size(shown.bytes):>9}  in {filled}",
+    ]
+
+
+def test_digests_stay_where_the_limit_is_met_without(filled: Path) -> None:
+    digests = digests_in(filled)
+    report = cache(limit=str(digests), cache_dir=str(filled))
+    assert report.bytes == report.digests_bytes == digests and not report.kept[0].bytes
+    assert "nothing" not in str(report)
+
+
+def test_digests_go_first_where_they_alone_are_too_much(filled: Path) -> None:
+    (stray := filled / "contents" / ".publishing-x").write_bytes(bytes(100_000))
+    before, shards = cache(cache_dir=str(filled)).bytes, kept_in(filled)[0].bytes
+    report = cache(limit="99000", cache_dir=str(filled))
+    assert report.bytes == shards == before - report.removed_bytes and report.digests_bytes == 0
+    assert not stray.exists()
+
+
+def test_digests_go_where_shards_are_in_use(filled: Path) -> None:
+    (kept,) = kept_in(filled)
+    digests = digests_in(filled)
+    with FileLock(kept.folder / "lock"):
+        gone, busy = prune(filled, max(kept.bytes, digests))
+    assert (gone, [one.folder for one in busy]) == (digests, [kept.folder])
+    assert digests_in(filled) == 0 and kept_in(filled)[0].bytes == kept.bytes
+
+
+def test_an_emptied_cache_is_filled_again(filled: Path, manifest: Manifest) -> None:
+    report = cache(limit="0", cache_dir=str(filled))
+    assert report.bytes == 0 < report.removed_bytes and str(report).startswith("  nothing")
+    assert fetch(filled, Request(tiny_backbone(), (3,)), manifest).n_computed == 6
+    assert digests_in(filled) > 0
