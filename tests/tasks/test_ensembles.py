@@ -277,6 +277,26 @@ def test_passes_say_how_sure_a_model_is(models: Models, new: Path) -> None:
     assert found.members == () and found.spread is not None and "spread of the named class" in str(found)
 
 
+def test_the_mirror_image_is_asked_about_as_well(runs: Runs, models: Models, new: Path, tmp_path: Path) -> None:
+    turned = tmp_path / "turned"
+    turned.mkdir()
+    files = sorted(new.rglob("*.jpg"))
+    for number, file in enumerate(files):  # of a size from which resizing and cropping go alike to both sides
+        image = Image.open(file).convert("RGB").resize((72, 72))
+        image.save(tmp_path / f"{number}.png")
+        image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(turned / f"{number}.png")
+    for model in (runs("head").path, models()):
+        for number in range(len(files)):
+            (plain,), (mirrored,) = records(model, tmp_path / f"{number}.png"), records(model, turned / f"{number}.png")
+            (both,) = records(model, tmp_path / f"{number}.png", mirror=True)
+            said = [chances(plain), chances(mirrored)]
+            for label, probability in chances(both).items():
+                assert probability == pytest.approx(sum(one[label] for one in said) / 2, abs=2e-3)
+            assert both["spread"] == pytest.approx(np.std([one[both["label"]] for one in said], ddof=1), abs=2e-3)
+    found = score(runs("head").path, new, ensemble=[str(models())], mirror=True)
+    assert len(found.members) == 2 and found.spread is not None
+
+
 def test_robustness_through_the_command_line(
     runs: Runs, models: Models, new: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

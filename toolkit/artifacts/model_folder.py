@@ -155,12 +155,15 @@ def load_model(path: str | os.PathLike[str], *, stages: Sequence[nn.Module] | No
     return model
 
 
-def load_ensemble(paths: Sequence[str | os.PathLike[str]], *, passes: int | None = None) -> Ensemble:
+def load_ensemble(
+    paths: Sequence[str | os.PathLike[str]], *, passes: int | None = None, mirrored: bool = False
+) -> Ensemble:
     """Return the models of several folders as one Ensemble; raises ArtifactError, and SettingError if they differ.
 
-    passes: how often each is asked with dropout.
+    passes: how often each is asked with dropout. mirrored: whether it is asked about mirror images as well.
     """
-    return Ensemble.of([load_model(path) for path in paths], passes=passes, names=[str(path) for path in paths])
+    models = [load_model(path) for path in paths]
+    return Ensemble.of(models, passes=passes, mirrored=mirrored, names=[str(path) for path in paths])
 
 
 def _model_folder(path: Path) -> Path:

@@ -32,15 +32,24 @@ class Judgement(NamedTuple):
 class Ensemble:
     """M models that know the same classes: their probabilities are averaged, all with the same weight.
 
-    passes: 0, or how often each model is asked with units dropped. classes: in the first model's order.
+    passes: 0, or how often each model is asked with units dropped. mirrored: whether each is asked about the mirror
+    image as well. classes: in the first model's order.
     """
 
     members: tuple[Predictor, ...]
     passes: int
     orders: tuple[Tensor, ...]
+    mirrored: bool = False
 
     @classmethod
-    def of(cls, members: Sequence[Predictor], *, passes: int | None = None, names: Sequence[str] = ()) -> Ensemble:
+    def of(
+        cls,
+        members: Sequence[Predictor],
+        *,
+        passes: int | None = None,
+        mirrored: bool = False,
+        names: Sequence[str] = (),
+    ) -> Ensemble:
         """Return the ensemble; raises SettingError for models of other classes, and for a single pass.
 
         names: what the models are called in errors.
@@ -54,7 +63,7 @@ class Ensemble:
                 name = names[number] if names else f"model {number + 1}"
                 raise SettingError(f"ensemble: {name} knows other classes: {_difference(classes, member.classes)}")
             orders.append(torch.tensor([member.classes.index(label) for label in classes]))
-        return cls(tuple(members), passes or 0, tuple(orders))
+        return cls(tuple(members), passes or 0, tuple(orders), mirrored)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -76,9 +85,8 @@ class Ensemble:
         opinions, votes = [], []
         for member, order in zip(self.members, self.orders, strict=True):
             own = pixels[decoding_of(member)]
-            asked = self.passes > 0
-            logits = member.sampled_logits(own, self.passes, device) if asked else member.logits(own, device)[None]
-            chances = logits.double().softmax(dim=-1)[..., order]
+            views = [own, own.flip(-1)] if self.mirrored else [own]
+            chances = torch.cat([self._ask(member, view, device) for view in views])[..., order]
             opinions.append(chances)
             votes.append(_mean(chances).argmax(dim=1))
         together = torch.cat(opinions)
@@ -86,6 +94,12 @@ class Ensemble:
         best = probabilities.argmax(dim=1)
         spread = _deviation(together[:, torch.arange(len(best)), best]) if len(together) > 1 else None
         return Judgement(probabilities, spread, torch.stack(votes))
+
+    def _ask(self, member: Predictor, pixels: Tensor, device: torch.device) -> Tensor:
+        """Return float64 (K, N, C), a model's probabilities in all of its passes."""
+        if self.passes:
+            return member.sampled_logits(pixels, self.passes, device).double().softmax(dim=-1)
+        return member.logits(pixels, device)[None].double().softmax(dim=-1)
 
 
 def decoding_of(model: Predictor) -> Preprocessing:

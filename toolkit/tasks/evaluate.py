@@ -71,6 +71,7 @@ def evaluate(
     out: str | None = None,
     ensemble: list[str] | None = None,
     mc: int | None = None,
+    mirror: bool = False,
     robustness: bool = False,
     seed: int = 0,
     device: str = "auto",
@@ -88,6 +89,7 @@ def evaluate(
         out: a folder for predictions.csv, per_class.csv, confusion.csv and mistakes.csv (robustness.csv and .png)
         ensemble: more models of the same classes; the probabilities of all are averaged
         mc: ask each model so many times with dropout, and average; the spread says how sure it is
+        mirror: ask about each image and its mirror image, and average; not for what has a left and a right
         robustness: score the images again turned, tilted, lit, recoloured, bent, covered and pasted elsewhere
         seed: of the changes that robustness makes
         device: auto, cpu, cuda, cuda:1, mps
@@ -108,7 +110,7 @@ def evaluate(
 
     where = resolve_device(device)
     names = [model, *(ensemble or [])]
-    trained = load_ensemble(names, passes=mc)
+    trained = load_ensemble(names, passes=mc, mirrored=mirror)
     if is_idx(data):
         manifest, images = read_idx(data, classes=trained.classes)
     else:

@@ -16,6 +16,7 @@ def predict(
     *,
     ensemble: list[str] | None = None,
     mc: int | None = None,
+    mirror: bool = False,
     device: str = "auto",
     workers: int | None = None,
 ) -> Iterator[dict[str, Any]]:
@@ -30,6 +31,7 @@ def predict(
         paths: image files, folders (searched for images) and patterns such as 'photos/*.jpg'
         ensemble: more models of the same classes; the probabilities of all are averaged, and their spread is told
         mc: ask each model so many times with dropout, and average; the spread says how sure it is
+        mirror: ask about each image and its mirror image, and average; not for what has a left and a right
         device: auto, cpu, cuda, cuda:1, mps
         workers: processes that decode; by the number of images and cores by default
     """
@@ -42,7 +44,7 @@ def predict(
 
     where = resolve_device(device)
     count = default_workers(len(files)) if workers is None else workers
-    models = load_ensemble([model, *(ensemble or [])], passes=mc)
+    models = load_ensemble([model, *(ensemble or [])], passes=mc, mirrored=mirror)
     refused = {path: reason for path, reason in files.items() if reason is not None}
     return predict_paths(models, list(files), refused=refused, device=where, workers=count)
 
