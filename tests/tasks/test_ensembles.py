@@ -285,14 +285,17 @@ def test_the_mirror_image_is_asked_about_as_well(runs: Runs, models: Models, new
         image = Image.open(file).convert("RGB").resize((72, 72))
         image.save(tmp_path / f"{number}.png")
         image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(turned / f"{number}.png")
+    spreads = []
     for model in (runs("head").path, models()):
         for number in range(len(files)):
             (plain,), (mirrored,) = records(model, tmp_path / f"{number}.png"), records(model, turned / f"{number}.png")
             (both,) = records(model, tmp_path / f"{number}.png", mirror=True)
             said = [chances(plain), chances(mirrored)]
             for label, probability in chances(both).items():
-                assert probability == pytest.approx(sum(one[label] for one in said) / 2, abs=2e-3)
-            assert both["spread"] == pytest.approx(np.std([one[both["label"]] for one in said], ddof=1), abs=2e-3)
+                assert probability == pytest.approx(sum(one[label] for one in said) / 2, abs=0.01)
+            assert both["spread"] == pytest.approx(np.std([one[both["label"]] for one in said], ddof=1), abs=0.01)
+            spreads.append(both["spread"])
+    assert max(spreads) > 0.03, "resizing, which rounds to one side, is not all that there is to see"
     found = score(runs("head").path, new, ensemble=[str(models())], mirror=True)
     assert len(found.members) == 2 and found.spread is not None
 
