@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -187,3 +189,25 @@ def test_refused():
 def test_augmentations_out_of_range(scale, aspect, colour):
     with pytest.raises(SettingError, match="min_scale"):
         Augmentation("bad", scale, aspect, False, colour)
+
+
+@pytest.mark.parametrize("name", ["trivial", "rand"])
+def test_a_policy_changes_views_and_no_random_state(name):
+    image = noise(40, 30)
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    recipe = AUGMENTATIONS[name]
+    key = {"digest": b"d" * 16, "seed": 0}
+    found = [view(image, SMALL, recipe, number=number, **key) for number in range(12)]
+    assert torch.equal(torch.get_rng_state(), before)
+    without = replace(recipe, policy="")
+    plain = [view(image, SMALL, without, number=number, **key) for number in range(12)]
+    assert np.array_equal(found[0], plain[0])
+    assert sum(not np.array_equal(one, other) for one, other in zip(found[1:], plain[1:], strict=True)) >= 8
+    torch.manual_seed(77)
+    assert all(np.array_equal(one, view(image, SMALL, recipe, number=n, **key)) for n, one in enumerate(found))
+
+
+def test_an_unknown_policy_is_refused():
+    with pytest.raises(SettingError, match="unknown policy 'tirvial'; did you mean one of: .*trivial"):
+        replace(AUGMENTATIONS["none"], policy="tirvial")

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
 
+from toolkit.data.policies import POLICIES, changed_by
 from toolkit.data.preprocessing import Preprocessing
 from toolkit.errors import SettingError, unknown_name
 
@@ -35,7 +36,8 @@ class Augmentation:
 
     min_scale: the least share of the area of the largest fitting box that a random crop keeps, in (0, 1].
     max_aspect: the largest stretch of a crop, either way, >= 1. flip: mirror every second view.
-    colour: brightness, contrast and saturation are each multiplied by 1 ± colour, in [0, 1).
+    colour: brightness, contrast and saturation are each multiplied by 1 ± colour, in [0, 1). policy: of `POLICIES`,
+    what is done to the crop in the end; "" for nothing.
     """
 
     name: str
@@ -43,21 +45,26 @@ class Augmentation:
     max_aspect: float
     flip: bool
     colour: float
+    policy: str = ""
 
     def __post_init__(self) -> None:
+        if self.policy and self.policy not in POLICIES:
+            raise unknown_name("policy", self.policy, POLICIES)
         if not (0 < self.min_scale <= 1 and 1 <= self.max_aspect < math.inf and 0 <= self.colour < 1):
             raise SettingError(f"0 < min_scale <= 1, max_aspect >= 1 and 0 <= colour < 1 expected, got {self}")
 
     @property
     def is_clean(self) -> bool:
         """Whether every view equals view 0."""
-        return self.min_scale == 1 and self.max_aspect == 1 and not self.flip and self.colour == 0
+        return not (self.flip or self.colour or self.policy) and self.min_scale == self.max_aspect == 1
 
 
 AUGMENTATIONS = {
     "none": Augmentation("none", min_scale=1.0, max_aspect=1.0, flip=False, colour=0.0),
     "crop": Augmentation("crop", min_scale=0.6, max_aspect=1.2, flip=False, colour=0.0),
     "standard": Augmentation("standard", min_scale=0.35, max_aspect=4 / 3, flip=True, colour=0.2),
+    "trivial": Augmentation("trivial", min_scale=0.35, max_aspect=4 / 3, flip=True, colour=0.0, policy="trivial"),
+    "rand": Augmentation("rand", min_scale=0.35, max_aspect=4 / 3, flip=True, colour=0.0, policy="rand"),
 }
 
 
@@ -144,11 +151,11 @@ def view_of_source(
 
 
 def _draws(digest: bytes, number: int, seed: int) -> list[float]:
-    """Return eight numbers from [0, 1), always as many and in the same order."""
+    """Return nine numbers from [0, 1), always as many and in the same order."""
     key = hashlib.blake2b(digest + f"|view {number}|seed {seed}".encode(), digest_size=16).digest()
     # Of random.Random only random() is promised to stay the same in future Pythons.
     generator = random.Random(int.from_bytes(key, "big"))
-    return [generator.random() for _ in range(8)]
+    return [generator.random() for _ in range(9)]
 
 
 def _augmented(
@@ -159,7 +166,7 @@ def _augmented(
     draws: list[float],
 ) -> NDArray[np.uint8]:
     """Return an augmented view of an image, or of a source of an image of that `size`."""
-    scale, aspect, x, y, flip, *colours = draws
+    scale, aspect, x, y, flip, *colours, last = draws
     result = _cut(image, size, _crop_box(size, augmentation, scale, aspect, x, y), preprocessing)
     if augmentation.flip and flip < 0.5:
         result = result.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
@@ -168,6 +175,8 @@ def _augmented(
             (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color), colours, strict=True
         ):
             result = enhance(result).enhance(1 + augmentation.colour * (2 * draw - 1))
+    if augmentation.policy:
+        result = changed_by(augmentation.policy, result, int(last * 2**53))
     return _to_array(result)
 
 
