@@ -214,3 +214,17 @@ def test_the_catalog_is_cheap_and_true() -> None:
         n_linear = sum(p.numel() for p in backbone.classifier.parameters())
         assert entries[name].parameters_m == (backbone.n_parameters() + n_linear) / 1e6
         assert entries[name].n_stages == len(backbone)
+
+
+def test_the_small_net_is_that_of_the_paper_and_never_pretrained() -> None:
+    backbone = build_backbone("resnet20", pretrained=False)
+    assert [shape[0] for shape in backbone.stage_shapes()] == [16, 16, 32, 64]
+    assert backbone.stage_shapes()[:3] == ((16, 32, 32), (16, 32, 32), (32, 16, 16))
+    layers = [
+        m for stage in backbone.stages for m in stage.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)
+    ]
+    assert len(layers) == 19, "and the head is the twentieth"
+    (entry,) = [entry for entry in catalog() if entry.name == "resnet20"]
+    assert entry.parameters_m == pytest.approx(backbone.n_parameters() / 1e6, abs=5e-4)
+    with pytest.raises(WeightsError, match="no pretrained weights: take the strategy 'scratch'"):
+        build_backbone("resnet20")

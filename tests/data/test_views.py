@@ -209,5 +209,5 @@ def test_a_policy_changes_views_and_no_random_state(name):
 
 
 def test_an_unknown_policy_is_refused():
-    with pytest.raises(SettingError, match="unknown policy 'tirvial'; did you mean one of: .*trivial"):
+    with pytest.raises(SettingError, match=r"unknown policy 'tirvial'; did you mean one of: .*trivial"):
         replace(AUGMENTATIONS["none"], policy="tirvial")

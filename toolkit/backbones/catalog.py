@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from toolkit.backbones import embedded_source, names, timm_source, torchvision_source
+from toolkit.backbones import embedded_source, names, small_source, timm_source, torchvision_source
 from toolkit.backbones.backbone import Backbone, Layout
 from toolkit.backbones.parts import Network
 from toolkit.backbones.weights import load_state, read_state, state_sha256
@@ -140,7 +140,11 @@ def catalog() -> tuple[Entry, ...]:
         Entry(f"timm/NAME ({module})", title, None, None, "Hugging Face hub", timm_source.is_downloaded(module))
         for module, (_, title) in names.TIMM.items()
     ]
-    return (*embedded, *torchvision, *timm)
+    small = [
+        Entry(name, "ResNet for 32 px", 0.272, names.n_stages(name), "random weights alone", is_local=True)
+        for name in names.SMALL
+    ]
+    return (*embedded, *torchvision, *timm, *small)
 
 
 class _Source(NamedTuple):
@@ -156,6 +160,8 @@ def _source(name: str) -> _Source:
         return _Source(embedded_source.preprocessing, embedded_source.network)
     if name in names.FAMILY_OF:
         return _Source(torchvision_source.preprocessing, torchvision_source.network)
+    if name in names.SMALL:
+        return _Source(small_source.preprocessing, small_source.network)
     if name.startswith(names.TIMM_PREFIX):
         timm_source.family(name)
         return _Source(timm_source.preprocessing, timm_source.network)

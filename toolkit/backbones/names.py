@@ -4,6 +4,8 @@ from __future__ import annotations
 
 EMBEDDED = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")
 
+SMALL = ("resnet20",)  # for images of about 32 px, and never pretrained
+
 TORCHVISION: dict[str, tuple[str, ...]] = {
     "ResNet": ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
     "ResNeXt": ("resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d"),
@@ -76,12 +78,14 @@ _N_STAGES_OF = {"mobilenet_v3_small": 6, "efficientnet_v2_s": 7}
 
 
 def n_stages(name: str) -> int:
-    """Return the number of stages of an embedded or a torchvision backbone."""
+    """Return the number of stages of an embedded, a torchvision or a small backbone."""
     if name in EMBEDDED:
         return 8
+    if name in SMALL:
+        return 4
     return _N_STAGES_OF.get(name, _N_STAGES[FAMILY_OF[name]])
 
 
 def plain_names() -> tuple[str, ...]:
     """Return every name that is not timm's, the embedded ones first."""
-    return EMBEDDED + tuple(FAMILY_OF)
+    return EMBEDDED + tuple(FAMILY_OF) + SMALL
