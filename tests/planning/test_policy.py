@@ -152,3 +152,20 @@ def test_auto_always_gives_a_plan_that_holds_together(n_train: int, typical: flo
     assert len(plan.multipliers) == n_stages + 1
     assert plan.freeze_spec().cut == plan.cut
     assert TransferPlan.from_dict(plan.to_dict()) == plan
+
+
+@pytest.mark.parametrize(
+    ("settings", "warned"),
+    [
+        ({}, False),
+        ({"lr": 0.03}, True),
+        ({"lr": 0.3, "optimizer": "sgd"}, False),
+        ({"lr": 0.5, "optimizer": "sgd"}, True),
+        ({"lr": 2e-3, "layer_decay": 1.0}, True),
+        ({"lr": 1e-3, "layer_decay": 1.0}, False),
+    ],
+)
+def test_a_rate_that_is_seldom_good_for_pretrained_stages_is_told(settings: dict[str, Any], warned: bool) -> None:
+    plan = make(Options(strategy="partial", **settings))
+    assert any(reason.startswith("warning: pretrained stages learn at up to") for reason in plan.reasons) == warned
+    assert not any("warning" in reason for reason in make(Options(strategy="scratch", lr=0.1)).reasons)

@@ -35,6 +35,9 @@ LAYER_DECAY = {"full": 1.0}  # the others have the notes' rates
 STEPS_WANTED = {"partial": 250, "full": 250, "scratch": 2_000}
 EPOCHS_RANGE = (5, 30)
 USUAL_EPOCHS, USUAL_STEPS = 10, 10_000  # so many epochs at least, if that makes no more steps than these
+# The rate of a pretrained stage above which training fell far below its start before it recovered, if it did: with
+# AdamW at 1e-3 from 0.85 to 0.66 (scripts/bench/recipes, `full`). SGD: 30 times as much, as its steps are smaller.
+STEADY_RATE = {"adamw": 1e-3, "sgd": 3e-2}
 STORED_VIEWS = 8  # of an image, one an epoch in turn
 
 
@@ -91,6 +94,17 @@ def recipe_for(strategy: str, options: Options) -> Recipe | None:
     return replace(recipe, **{name: getattr(options, name) for name in _RECIPE_KEYS if options.given(name)})
 
 
+def high_rate(recipe: Recipe, spec: FreezeSpec) -> list[str]:
+    """Return a warning where a pretrained stage learns faster than was seen to go well."""
+    fastest, steady = recipe.lr * max(rule.multiplier for rule in spec.rules), STEADY_RATE[recipe.optimizer]
+    if fastest <= steady * (1 + 1e-9):
+        return []
+    return [
+        f"warning: pretrained stages learn at up to {fastest:g}, above {steady:g} training can lose what they know; "
+        "it is watched, and begins again slower if it does"
+    ]
+
+
 def make_plan(
     facts: Facts, options: Options, *, backbone: str, n_stages: int, taps: tuple[int, ...], image_size_px: int
 ) -> TransferPlan:
@@ -125,10 +139,11 @@ def make_plan(
         reasons.append(
             f"{epochs} epochs of {facts.n_train} images in batches of {recipe.batch_size} are {steps} batches"
         )
-    if strategy in ("partial", "full"):
+    if recipe is not None and strategy != "scratch":
         reasons.append(
             "it starts from a head trained on the frozen features, never from noise (LP-FT, Kumar et al. 2022)"
         )
+        reasons += high_rate(recipe, spec)
     views = options.views or (1 if epochs is None else min(epochs, STORED_VIEWS) if spec.cut else epochs)
     return TransferPlan(
         strategy=strategy,
