@@ -1,0 +1,53 @@
+"""What the resumable benchmarks share: results as lines of JSON, and smaller training sets."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from toolkit.data.manifest import TRAIN
+from toolkit.data.scan import scan
+from toolkit.data.split import assign_splits
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+def results(name: str) -> list[dict[str, Any]]:
+    """Return what a benchmark has found so far."""
+    path = RESULTS / f"{name}.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def is_there(name: str, where: dict[str, Any]) -> bool:
+    """Return whether a result with these values is there already."""
+    return any(all(result.get(key) == value for key, value in where.items()) for result in results(name))
+
+
+def add(name: str, result: dict[str, Any]) -> None:
+    """Write a result down."""
+    RESULTS.mkdir(exist_ok=True)
+    with open(RESULTS / f"{name}.jsonl", "a") as file:
+        file.write(json.dumps(result) + "\n")
+
+
+def subset(photos: Path, per_class: int, val: float, seed: int, folder: Path) -> Path:
+    """Write a CSV of all images that are not trained on, and some training images of each class; return its path."""
+    manifest = assign_splits(scan(photos), val=val, seed=seed)
+    order = torch.randperm(len(manifest), generator=torch.Generator().manual_seed(seed)).tolist()
+    left = dict.fromkeys(range(len(manifest.classes)), per_class)
+    rows = []
+    for row in order:
+        label = int(manifest.labels[row])
+        if manifest.splits[row] == TRAIN:
+            left[label] -= 1
+            if left[label] < 0:
+                continue
+        split = {0: "train", 1: "val", 2: "test"}[int(manifest.splits[row])]
+        rows.append((manifest.file(row).absolute(), manifest.classes[label], split))
+    with open(folder / "subset.csv", "w", newline="") as file:
+        csv.writer(file).writerows([("path", "label", "split"), *rows])
+    return folder / "subset.csv"
