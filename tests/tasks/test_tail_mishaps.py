@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.tasks.test_trial import (  # fixtures among them
     BREAKING,
     HEAD,
     TRIAL_STEPS,
     Killed,
+    assert_same,
     brittle,
     fits,
     go,
@@ -159,3 +161,34 @@ def test_the_trial_is_judged_batch_by_batch(photos: Path, tmp_path: Path, monkey
     monkeypatch.setattr(tail, "make_data", watched)
     go(photos, tmp_path / "run", batch_size=2)
     assert len(alive) > 5 and most <= 1
+
+
+RECIPES: list[dict[str, Any]] = [
+    {"ema": 0.8, "mixup": 0.4, "label_smoothing": 0.1, "unfreeze": 1},
+    {
+        "strategy": "full",
+        "cut": None,
+        "decay_towards": "start",
+        "weight_decay": 1.0,
+        "cutmix": 1.0,
+        "augment": "trivial",
+    },
+]
+
+
+@pytest.mark.usefixtures("half")
+@pytest.mark.parametrize("recipe", RECIPES, ids=["average", "towards the start"])
+def test_with_every_part_of_a_recipe_a_run_ends_the_same_stopped_or_live(
+    photos: Path, tmp_path: Path, recipe: dict[str, Any]
+) -> None:
+    whole = go(photos, tmp_path / "whole", **recipe)
+    assert weights(whole) != weights(go(photos, tmp_path / "plain", **{k: recipe[k] for k in recipe if k in HEAD}))
+    assert_same(go(photos, tmp_path / "live", **recipe, cache=False, cache_dir=None), whole)
+    for step in (9, TRIAL_STEPS + 11):
+        out = tmp_path / f"stopped {step}"
+        with pytest.MonkeyPatch.context() as patched:
+            stop_at(step, "signal", patched)
+            with pytest.raises(Interrupted):
+                go(photos, out, **recipe)
+        torch.manual_seed(99)
+        assert_same(resumed(out), whole)

@@ -184,6 +184,7 @@ DDP = """
     from lightning.pytorch import Callback
 
     from tests.training.tiny import bare_trainer, copied, folder_data, tiny_backbone
+    from toolkit.plan import Recipe
     from toolkit.training.module import TransferModule
 
 
