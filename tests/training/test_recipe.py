@@ -298,3 +298,20 @@ def test_update_ratios_are_those_of_the_steps(tmp_path):
     assert set(found) == {"update_stage_1", "update_stage_2", "update_stage_3", "update_head"}
     assert found["update_stage_3"] == pytest.approx(sorted(norms.ratios)[2] / 2 + sorted(norms.ratios)[3] / 2)
     assert module.updates.take() == {}
+
+
+def test_data_without_a_length_train_as_well(tmp_path):
+    class Endless(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            while True:
+                yield torch.zeros(4, 3, 32, 32), torch.tensor([0, 1, 2, 0])
+
+    module = TransferModule(tiny_backbone(), 3, cut=2, recipe=PLAIN)
+    loader = torch.utils.data.DataLoader(Endless(), batch_size=None)
+    trainer = bare_trainer(tmp_path, max_epochs=-1, max_steps=7, limit_val_batches=0)
+    trainer.fit(module, loader)
+    assert trainer.global_step == 7 and set(module.updates.take()) == {
+        "update_stage_2",
+        "update_stage_3",
+        "update_head",
+    }

@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import Trainer
 
 SAMPLES = 5  # steps of an epoch that are measured
+ENDLESS = 500  # batches that count as an epoch where nobody knows how long one is
 
 
 class UpdateRatios:
@@ -26,7 +27,8 @@ class UpdateRatios:
     @contextmanager
     def watching(self, groups: list[dict[str, Any]], trainer: Trainer) -> Iterator[None]:
         """Measure the step in the block, if it is one of the epoch's samples."""
-        every = max(1, int(trainer.num_training_batches) // trainer.accumulate_grad_batches // SAMPLES)
+        n_batches = min(trainer.num_training_batches, ENDLESS)
+        every = max(1, int(n_batches) // trainer.accumulate_grad_batches // SAMPLES)
         if trainer.global_step % every:
             yield
             return
