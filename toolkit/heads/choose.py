@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from toolkit.allocator import hand_back_freed_memory
 from toolkit.errors import SettingError, unknown_name
 from toolkit.heads.blocks import Rows
 from toolkit.heads.candidates import Candidate, Entry, better, scored_entry, simplest
@@ -149,4 +150,6 @@ def _challengers(examples: Examples, kind: str) -> list[str]:
 
 
 def _entry(examples: Examples, kind: str, taps: tuple[int, ...]) -> Entry:
-    return scored_entry(kind, taps, TRIALS[kind](examples, taps, examples.scored), examples)
+    entry = scored_entry(kind, taps, TRIALS[kind](examples, taps, examples.scored), examples)
+    hand_back_freed_memory()  # the next one's matrices are of other sizes
+    return entry
