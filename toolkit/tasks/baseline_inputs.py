@@ -41,10 +41,14 @@ SMALLEST_HOG_PX = 4
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """What the data are before anything is decoded; images: uint8 (N, S, S) of IDX files, None for photos."""
+    """What the data are before anything is decoded.
+
+    images: uint8 (N, S, S) of IDX files, None for photos. backbone: the network whose features a model sees, or None.
+    """
 
     manifest: Manifest
     images: NDArray[np.uint8] | None = None
+    backbone: Backbone | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +86,11 @@ def open_source(data: str | os.PathLike[str], options: BaselineOptions) -> Sourc
         raise SettingError("patience: there are no validation images to watch; remove it, or add some")
     if options.on == "hog" and side_of(source.manifest.size, options.image_size) < SMALLEST_HOG_PX:
         raise SettingError(f"on: histograms of gradients need images of {SMALLEST_HOG_PX} px at least; set image_size")
-    return source
+    if options.on != "features":
+        return source
+    name = options.value("backbone")
+    backbone = build_backbone(name, weights=options.weights, seed=options.seed, image_size_px=options.image_size)
+    return replace(source, backbone=backbone)
 
 
 def split_as(manifest: Manifest, options: BaselineOptions) -> Manifest:
@@ -96,7 +104,7 @@ def split_as(manifest: Manifest, options: BaselineOptions) -> Manifest:
 def read_examples(source: Source, options: BaselineOptions, store: FeatureStore) -> Examples:
     """Return what the model sees: decoded once, or extracted once, into the store; read from there."""
     if options.on == "features":
-        return _pretrained(source.manifest, options, store)
+        return _pretrained(source, options, store)
     manifest, side = source.manifest, side_of(source.manifest.size, options.image_size)
     if source.images is None:
         stored = store.fetch(
@@ -112,14 +120,9 @@ def read_examples(source: Source, options: BaselineOptions, store: FeatureStore)
     return Examples(manifest, inputs, side, reading)
 
 
-def open_backbone(options: BaselineOptions) -> Backbone:
-    """Return the pretrained network whose features a baseline sees."""
-    name = options.value("backbone")
-    return build_backbone(name, weights=options.weights, seed=options.seed, image_size_px=options.image_size)
-
-
-def _pretrained(manifest: Manifest, options: BaselineOptions, store: FeatureStore) -> Examples:
-    backbone = open_backbone(options)
+def _pretrained(source: Source, options: BaselineOptions, store: FeatureStore) -> Examples:
+    manifest, backbone = source.manifest, source.backbone
+    assert backbone is not None
     taps = check_taps(options.taps, len(backbone))
     # in single precision, in which the saved model runs: what is scored is what is shipped
     request = Request(backbone, taps, seed=options.seed, dtype=torch.float32, device=resolve_device(options.device))

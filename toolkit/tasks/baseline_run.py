@@ -30,7 +30,7 @@ from toolkit.features.store import FeatureStore
 from toolkit.hardware import resolve_device
 from toolkit.plan import FreezeSpec
 from toolkit.progress import say
-from toolkit.tasks.baseline_inputs import Examples, Source, open_backbone, open_source, read_examples
+from toolkit.tasks.baseline_inputs import Examples, Source, open_source, read_examples
 from toolkit.tasks.ending import check_apart, file_lines, metrics_of, publish_results, score_lines
 from toolkit.tasks.job import Stopwatch
 from toolkit.tasks.stores import open_store
@@ -70,8 +70,6 @@ def start_baseline(
     clock = Stopwatch()
     with clock.part("scan"):
         source = open_source(data, options)
-    if options.on == "features":
-        open_backbone(options)  # a missing network is told before the folder is made
     config = {"data": str(Path(data).expanduser().absolute()), "out": str(where), **options.to_dict()}
     folder = RunFolder.create(where, config, overwrite=overwrite)
     say(str(source.manifest))
