@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from toolkit.data.datamodule import ImageFolderData
     from toolkit.data.preprocessing import Preprocessing
     from toolkit.errors import ToolkitError
-    from toolkit.plan import FreezeSpec, StageRule, TransferPlan
+    from toolkit.plan import FreezeSpec, Recipe, StageRule, TransferPlan
     from toolkit.tasks.baseline import train_baseline
     from toolkit.tasks.cache import cache
     from toolkit.tasks.classifier import ImageClassifier
@@ -36,6 +36,7 @@ _HOMES = {
     "ImageClassifier": "tasks.classifier",
     "ImageFolderData": "data.datamodule",
     "Preprocessing": "data.preprocessing",
+    "Recipe": "plan",
     "StageRule": "plan",
     "ToolkitError": "errors",
     "TransferModule": "training.module",
@@ -62,6 +63,7 @@ __all__ = [
     "ImageClassifier",
     "ImageFolderData",
     "Preprocessing",
+    "Recipe",
     "StageRule",
     "ToolkitError",
     "TransferModule",
