@@ -150,16 +150,9 @@ def _confirmed(
     if again.end is None:
         return replace(trial.verdict, share=0.0, gain=0.0, gain_se=0.0, reason=WENT_ASTRAY.reason)
     share = trial.verdict.share
-    losses = {
-        part: mixture.nll
-        for part, mixture in zip(
-            (0.0, share),
-            judge_mixtures(network, start, again.end, trial.manifest, prepared, job, (0.0, share)).mixtures,
-            strict=True,
-        )
-    }
+    found = judge_mixtures(network, start, again.end, trial.manifest, prepared, job, (0.0, share)).mixtures
     put_mixture(network, start, again.end, share)
-    if losses[share] <= losses[0.0]:
+    if not found or found[1].nll <= found[0].nll:  # not so for NaN
         return trial.verdict
     reason = "trained on all images it ended below the head on those that had judged it"
     return replace(trial.verdict, share=0.0, gain=0.0, gain_se=0.0, reason=reason)
