@@ -20,12 +20,12 @@ MEDIUM_FROM_IMAGES_PER_CLASS = 20  # our choice: with fewer, a tail of a million
 PARTIAL_STAGES = 2  # the top stage and the middle one below it: the notes' two rates
 
 
-# Measured on photographs of flowers, 500 + 200 in two splits of their own, AdamW. `full`, 128 px (scripts/bench/recipes,
-# its results are beside it): one rate of 3e-4 won 2.7 points over the head, the notes' rates of 1e-2 0.7 and of 3e-2 1.3
-# (they starve the early stages), layer-wise decay of 0.75 from 1e-3 2.5, moving norms 1.0; 24 epochs were no better than
-# 12. `partial`, 224 px, tried by hand and not yet by the script: the notes' 1/10 and 1/100 of 1e-2 give the top stage the
-# 1e-3 that AdamW usually has, at 1e-3 the tail hardly moved; mixup, label smoothing, L2-SP and an average of the weights
-# added nothing on one of the splits, and 500 steps less than 300.
+# Measured on photographs of flowers, 500 + 200 in two splits of their own, AdamW. `full`, 128 px, by
+# scripts/bench/recipes, whose results are beside it: one rate of 3e-4 won 2.7 points over the head, the notes' rates of
+# 1e-2 0.7 and of 3e-2 1.3 (they starve the early stages), layer-wise decay of 0.75 from 1e-3 2.5, moving norms 1.0; 24
+# epochs were no better than 12. `partial`, 224 px, tried by hand and not yet by the script: the notes' 1/10 and 1/100
+# of 1e-2 give the top stage the 1e-3 that AdamW usually has, at 1e-3 the tail hardly moved; mixup, label smoothing,
+# L2-SP and an average of the weights added nothing on one of the splits, and 500 steps less than 300.
 RECIPES = {
     "partial": Recipe(lr=1e-2, weight_decay=0.01),
     "full": Recipe(lr=3e-4, weight_decay=0.01),
