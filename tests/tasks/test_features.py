@@ -398,3 +398,8 @@ def test_the_command(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     np.testing.assert_array_equal(X, in_python.X)
     with np.load(npz) as stored:
         np.testing.assert_array_equal(X[::2], stored["X"][:, -1280:])
+
+
+def test_there_is_nothing_to_replace_without_a_file(photos: Path) -> None:
+    with pytest.raises(SettingError, match="overwrite is not used where nothing is written"):
+        extract_features(str(photos), overwrite=True)

@@ -165,6 +165,11 @@ def test_in_half_precision(tmp_path, pictures, name, shape):
     check(tmp_path, pictures, partial(family, name), shape, "adamw", torch.bfloat16, steps=10)
 
 
+def test_with_blocks_that_are_skipped(tmp_path, pictures):
+    convnext = partial(family, "timm/test_convnext")
+    check(tmp_path, pictures, convnext, "taps on both sides", "adamw", steps=8, recipe=Recipe(drop_path=0.5))
+
+
 def norms_first() -> Backbone:
     """Return a backbone whose tail begins with a BatchNorm, as DenseNet's does."""
     with torch.random.fork_rng(devices=[]):

@@ -61,6 +61,8 @@ def extract_features(
     from toolkit.options import Options
 
     options = Options(**keys)
+    if overwrite and out is None:
+        raise SettingError("overwrite is not used where nothing is written; give out, or remove it")
     n_views = options.views or 1
     if augment is not None and n_views == 1:
         raise SettingError("augment is not used with views 1, the clean view alone; set views to 2 or more")

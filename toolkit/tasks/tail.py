@@ -82,7 +82,8 @@ def train_tail(folder: RunFolder, prepared: Prepared, job: Job) -> Tail:
     if tried is not None:
         return _judged(folder, whole, tried, prepared, job)
     module = make_module(prepared, job, None)
-    fitted = fit_from_start(module, whole, prepared, job, share or 0.0)
+    assert share is not None
+    fitted = fit_from_start(module, whole, prepared, job, share)
     return Tail(_finished(module), fitted.failures, None if fitted.end is not None else WENT_ASTRAY, fitted.rate)
 
 
