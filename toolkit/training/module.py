@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
+from torchmetrics import Metric
+from torchmetrics.classification import MulticlassAccuracy
 
 from toolkit.backbones.backbone import Backbone
 from toolkit.backbones.taps import tap_widths
@@ -79,6 +81,9 @@ class TransferModule(LightningModule):
         weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
         self.register_buffer("class_weights", weights, persistent=False)
         self.updates = UpdateRatios()
+        self.accuracies = nn.ModuleDict(
+            {f"{split}_accuracy": MulticlassAccuracy(n_classes, average="micro") for split in ("val", "test")}
+        )
         self._average: WeightAverage | None = None
         self._start: dict[str, Tensor] = {}  # where weight decay pulls to, by the names of the parameters
         self._loaded: dict[str, Any] = {}
@@ -148,7 +153,8 @@ class TransferModule(LightningModule):
         if whole.kept < 1:  # of a blend both labels are right, each as far as its image is in it
             hits = whole.kept * hits + (1 - whole.kept) * (guesses == labels[whole.partners.to(labels.device)]).sum()
         size = torch.tensor(float(len(labels)))
-        self._log("train", loss, hits, size)
+        values = {"train_loss": loss.detach(), "train_accuracy": hits / size}
+        self.log_dict(values, on_step=False, on_epoch=True, batch_size=len(labels), sync_dist=True)
         return {"loss": loss, "loss_sum": loss.detach() * size, "hits": hits, "size": size}
 
     def _blended(self, inputs: Tensor | Activations, labels: Tensor) -> Blend:
@@ -219,12 +225,12 @@ class TransferModule(LightningModule):
         inputs, labels = batch
         if len(labels):
             scores = self.network(inputs)
-            hits = (scores.argmax(dim=1) == labels).sum()
-            self._log(split, F.cross_entropy(scores.float(), labels), hits, torch.tensor(float(len(labels))))
-
-    def _log(self, split: str, loss: Tensor, hits: Tensor, size: Tensor) -> None:
-        values = {f"{split}_loss": loss.detach(), f"{split}_accuracy": hits / size}
-        self.log_dict(values, on_step=False, on_epoch=True, batch_size=int(size), sync_dist=True)
+            accuracy = self.accuracies[f"{split}_accuracy"]
+            assert isinstance(accuracy, Metric)
+            accuracy.update(scores, labels)
+            self.log(f"{split}_accuracy", accuracy, on_step=False, on_epoch=True)
+            loss = F.cross_entropy(scores.float(), labels)
+            self.log(f"{split}_loss", loss, on_step=False, on_epoch=True, batch_size=len(labels), sync_dist=True)
 
 
 def _shape(state: Mapping[str, Tensor], key: str) -> tuple[int, ...] | None:
