@@ -34,6 +34,20 @@ def add(name: str, result: dict[str, Any]) -> None:
         file.write(json.dumps(result) + "\n")
 
 
+def write_split(photos: Path, file: Path, val: float, seed: int) -> tuple[int, int]:
+    """Write path,label,split of the images that train and validate, and return how many do."""
+    manifest = assign_splits(scan(photos), val=val, seed=seed)
+    rows = [row for row in range(len(manifest)) if manifest.splits[row] in (0, 1) and manifest.labels[row] >= 0]
+    with open(file, "w", encoding="utf-8", newline="") as out:
+        writer = csv.writer(out)
+        writer.writerow(["path", "label", "split"])
+        for row in rows:
+            split = "train" if manifest.splits[row] == TRAIN else "val"
+            writer.writerow([manifest.file(row).resolve(), manifest.classes[manifest.labels[row]], split])
+    n_train = sum(int(manifest.splits[row]) == TRAIN for row in rows)
+    return n_train, len(rows) - n_train
+
+
 def subset(photos: Path, per_class: int, val: float, seed: int, folder: Path) -> Path:
     """Write a CSV of all images that are not trained on, and some training images of each class; return its path."""
     manifest = assign_splits(scan(photos), val=val, seed=seed)
