@@ -56,7 +56,7 @@ def frozen_copies(stages: Sequence[nn.Module], sample: Tensor) -> nn.ModuleList:
             for name, size in of_stage.padders.items():
                 _pad_the_kernel(folded, name, size)
         for number, of_stage in enumerate(found):
-            if (of_stage.pairs or of_stage.padders) and not _agrees(
+            if (of_stage.pairs or of_stage.padders) and not agrees(
                 folded[number], activations[number], activations[number + 1]
             ):
                 folded[number] = plain[number]
@@ -67,6 +67,25 @@ def plain_copies(stages: Sequence[nn.Module]) -> nn.ModuleList:
     """Return copies of stages in eval mode that take no gradients."""
     copies: nn.ModuleList = copy.deepcopy(nn.ModuleList(stages)).eval().requires_grad_(False)
     return copies
+
+
+def norms_after_convolutions(
+    stages: nn.ModuleList, sample: Tensor
+) -> tuple[list[list[tuple[nn.Conv2d, nn.BatchNorm2d]]], list[Tensor]]:
+    """Return the norms of each stage that could be folded, with the convolutions that feed them, and all activations.
+
+    sample: float (1, 3, H, W), normalised, on the device of the stages, which are run in eval mode. activations: what
+    goes into each stage and comes out of the last. What `frozen_copies` says of outputs that go elsewhere too holds.
+    """
+    modes = [(module, module.training) for module in stages.modules()]
+    try:
+        with torch.no_grad():
+            found, activations = _follow(stages.eval(), sample)
+    finally:
+        for module, training in modes:
+            module.training = training
+    pairs = [[(stages.get_submodule(p.convolution), stages.get_submodule(p.norm)) for p in one.pairs] for one in found]
+    return pairs, activations  # type: ignore[return-value]
 
 
 def _follow(stages: nn.ModuleList, sample: Tensor) -> tuple[list[_Found], list[Tensor]]:
@@ -134,7 +153,8 @@ def _missing(convolution: nn.Conv2d, size: Sequence[int]) -> list[int]:
     return [max(0, (math.ceil(n / step) - 1) * step + (k - 1) * apart + 1 - n) for n, step, k, apart in shape]
 
 
-def _agrees(stage: nn.Module, activation: Tensor, expected: Tensor) -> bool:
+def agrees(stage: nn.Module, activation: Tensor, expected: Tensor) -> bool:
+    """Return whether a stage makes what is expected of an activation, but for rounding."""
     try:
         found = stage(activation.clone())
     except Exception:  # whatever a module does that misses its norm
@@ -155,7 +175,7 @@ def _fold(stages: nn.ModuleList, pair: _Pair) -> None:
     convolution.weight = nn.Parameter((weight * scale.view(-1, 1, 1, 1)).to(dtype), requires_grad=False)
     convolution.bias = nn.Parameter((bias * scale + shift).to(dtype), requires_grad=False)
     parent, _, name = pair.norm.rpartition(".")
-    setattr(stages.get_submodule(parent), name, _rest(norm))
+    setattr(stages.get_submodule(parent), name, rest_of(norm))
 
 
 def _pad_the_kernel(stages: nn.ModuleList, name: str, size: tuple[int, int]) -> None:
@@ -183,7 +203,7 @@ def _pad_the_kernel(stages: nn.ModuleList, name: str, size: tuple[int, int]) -> 
     setattr(stages.get_submodule(parent), last, new)
 
 
-def _rest(norm: nn.Module) -> nn.Module:
+def rest_of(norm: nn.Module) -> nn.Module:
     """Return what is left of a norm: nothing, or what timm's norms do after it (dropout and activation)."""
     after = [getattr(norm, name) for name in ("drop", "act") if isinstance(getattr(norm, name, None), nn.Module)]
     return nn.Sequential(*after).eval() if after else nn.Identity().eval()

@@ -176,7 +176,8 @@ def run_fit(
         start=start,
     )
     torch.manual_seed(options.seed)
-    fit(module, data, settings, folder=phase.folder, history=phase.history, device=job.device, row=row)
+    with module.network.folded():
+        fit(module, data, settings, folder=phase.folder, history=phase.history, device=job.device, row=row)
 
 
 def _workers(prepared: Prepared, job: Job) -> int:

@@ -188,7 +188,9 @@ class TransferModule(LightningModule):
         if recipe.optimizer == "sgd":
             optimizer = torch.optim.SGD(groups, lr=recipe.lr, momentum=0.9, nesterov=True)
         else:
-            optimizer = torch.optim.AdamW(groups, lr=recipe.lr)
+            # Lightning clips no gradients of a fused optimizer in mixed precision
+            fused = True if self.device.type == "cpu" and self.trainer.precision == "32-true" else None
+            optimizer = torch.optim.AdamW(groups, lr=recipe.lr, fused=fused)
         total, epochs = int(self.trainer.estimated_stepping_batches), self.trainer.max_epochs or 0
         if epochs < 1 and recipe.unfreeze:
             raise SettingError("unfreeze counts epochs: give the Trainer max_epochs")

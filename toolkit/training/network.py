@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Self
 
 import torch
@@ -14,7 +14,9 @@ from toolkit.backbones.normalise import Normalise
 from toolkit.backbones.taps import check_taps
 from toolkit.errors import SettingError
 from toolkit.features.prefix import Activations, FrozenPrefix
+from toolkit.features.sample import sample_images
 from toolkit.plan import FreezeSpec
+from toolkit.training.folded import folded_norms
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
@@ -156,6 +158,13 @@ class TransferNetwork(nn.Module):
             for module in stage.modules():
                 if isinstance(module, BATCH_NORMS) and module.momentum is not None:
                     module.momentum = min(0.1, max(0.01, 2 / (steps_an_epoch + 1)))
+
+    def folded(self) -> AbstractContextManager[object]:
+        """Compute norms with fixed statistics inside the convolutions before them, for a while: see folded_norms."""
+        if self.batchnorm == "moving" or self.spec.cut == len(self.stages):
+            return nullcontext()
+        sample = self.normalise(sample_images(1, self.backbone.preprocessing.crop_px).to(self.normalise.mean.device))
+        return folded_norms(self.stages, self.spec.cut, sample)
 
     @contextmanager
     def fixed_statistics(self) -> Iterator[None]:
