@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.tasks.test_trial import (  # fixtures among them
+from tests.tasks.trials import (  # fixtures among them
     BREAKING,
     HEAD,
     TRIAL_STEPS,
