@@ -48,3 +48,14 @@ def test_the_default_backbone_needs_neither_timm_nor_torchvision() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_trace_pads_other_sizes_as_they_need() -> None:
+    torch.manual_seed(0)
+    network = EfficientNetLite(SCALES["efficientnet_lite0"]).eval()
+    with torch.no_grad():
+        traced = torch.jit.trace(network, torch.randn(1, 3, 64, 64))
+        images = torch.randn(2, 3, 97, 80)
+        torch.testing.assert_close(traced(images), network(images))

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
 from tests.tasks.trials import (  # fixtures among them
     BREAKING,
     HEAD,
+    Brittle,
     Killed,
+    Modules,
     assert_same,
     brittle,
     fits,
@@ -25,7 +31,9 @@ from tests.tasks.trials import (  # fixtures among them
 )
 from toolkit.errors import Interrupted
 from toolkit.tasks import tail_fit
+from toolkit.training import network
 from toolkit.training.collapse import CollapsedError
+from toolkit.training.folded import folded_norms
 from toolkit.training.mixing import WENT_ASTRAY
 from toolkit.training.module import TransferModule
 
@@ -113,3 +121,39 @@ def test_where_the_final_training_collapses_twice_nothing_else_is_said(
     head = go(photos, tmp_path / "head", **{**HEAD, "head": found.plan.head})
     assert weights(found) == weights(head)
     assert verdict_of(found).share == 0 and "kept: " not in str(found)
+
+
+def normed() -> Modules:
+    """Return `brittle` with a norm behind a dropout, which is computed inside its convolution while it trains."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        first = nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1), nn.ReLU())
+        norm = nn.BatchNorm2d(16)
+        norm.running_mean.normal_(std=0.1)
+        norm.running_var.uniform_(0.5, 2)
+        return [first, nn.Sequential(nn.Dropout(0.1), nn.Conv2d(16, 16, 3, 2, 1), norm, nn.ReLU(), Brittle(0.044))]
+
+
+def test_after_a_collapse_norms_are_computed_as_before_it_and_when_resumed(
+    photos: Path, tmp_path: Path, fits: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts: list[int] = []
+
+    @contextmanager
+    def counted(*arguments: Any) -> Iterator[int]:
+        with folded_norms(*arguments) as count:
+            counts.append(count)
+            yield count
+
+    monkeypatch.setattr(network, "folded_norms", counted)
+    whole = go(photos, tmp_path / "whole", normed, **BREAKING, mixing=1)
+    assert [name for name, *_ in fits] == ["checkpoints", "again"]
+    with pytest.MonkeyPatch.context() as patched:
+        stop_at(100, "signal", patched)
+        with pytest.raises(Interrupted):
+            go(photos, tmp_path / "run", normed, **BREAKING, mixing=1)
+    assert fits[-1][0] == "again"
+    found = resumed(tmp_path / "run", normed)
+    assert weights(found) == weights(whole)
+    assert rows(found) == rows(whole)
+    assert counts == [1] * 5

@@ -96,27 +96,77 @@ def test_a_norm_in_training_mode_is_computed_as_ever() -> None:
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6, msg=name)
 
 
-class Forked(nn.Module):
-    """The convolution's output goes around the norm too."""
+class Stage(nn.Module):
+    """A convolution and its norm with something between or around them that forbids to fold."""
 
-    def __init__(self) -> None:
+    def __init__(self, kind: str) -> None:
         super().__init__()
-        self.conv, self.norm = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4)
-        self.norm.running_mean.fill_(0.7)
-        self.second, self.last = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+        self.kind, self.conv, self.norm = kind, nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.gain = nn.Parameter(torch.ones(4, 1, 1))
+        self.dropout = nn.Dropout2d(0.5) if kind == "dropout" else nn.Dropout(0.5, inplace=True)
+        if kind == "branch of zeros":
+            nn.init.zeros_(self.norm.weight)
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        made = self.conv(images)
-        return self.last(self.second(made + self.norm(made)))
+    def forward(self, activation: torch.Tensor) -> torch.Tensor:
+        made = self.conv(activation)
+        if self.kind == "fork":
+            return made + self.norm(made)
+        if self.kind == "branch of zeros":
+            return activation + self.norm(made) * (1 + made.mean())
+        if "dropout" in self.kind:
+            return self.norm(self.dropout(made))
+        if self.kind == "noise":
+            return self.norm(made + torch.randn_like(made)) if self.training else self.norm(made)
+        return self.norm(made)
 
 
-def test_a_stage_that_would_give_other_numbers_is_left_as_it_is() -> None:
+class Gaining(nn.Conv2d):
+    def __init__(self) -> None:
+        super().__init__(4, 4, 1)
+        self.gain = nn.Parameter(torch.ones(4, 1, 1))
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return super().forward(input) * self.gain
+
+
+class Shifting(nn.BatchNorm2d):
+    def __init__(self) -> None:
+        super().__init__(4)
+        self.more = nn.Parameter(torch.zeros(1, 4, 1, 1))
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return super().forward(input) + self.more
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+@pytest.mark.parametrize(
+    "kind", ["fork", "branch of zeros", "dropout", "dropout in place", "noise", "gain", "shift", "changed"]
+)
+def test_a_stage_that_would_give_or_learn_other_numbers_is_left_as_it_is(kind: str, training: bool) -> None:
     torch.manual_seed(0)
-    stages = nn.ModuleList([Forked(), nn.Sequential(nn.Conv2d(4, 4, 1, bias=False), nn.BatchNorm2d(4))]).eval()
-    with folded_norms(stages, 0, torch.randn(1, 3, 8, 8)) as count:
-        assert count == 1
-        assert "forward" not in vars(stages[0].conv)
-        assert "forward" in vars(stages[1][0])
+    stage = Stage(kind)
+    if kind == "gain":
+        stage.conv = Gaining()
+    elif kind == "shift":
+        stage.norm = Shifting()
+    elif kind == "changed":
+        stage.conv.forward = lambda input: 2 * nn.Conv2d.forward(stage.conv, input)
+    plain = nn.Sequential(nn.Conv2d(4, 4, 1, bias=False), nn.Dropout(0.5), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))
+    stages = nn.ModuleList([nn.Conv2d(3, 4, 1), stage, plain]).train(training)
+    before = torch.get_rng_state()
+    with folded_norms(stages, 1, torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))) as count:
+        assert count == 1 and "forward" in vars(plain[2]) and "forward" not in vars(stage.norm)
+        assert ("forward" in vars(stage.conv)) == (kind == "changed")
+        assert torch.equal(torch.get_rng_state(), before), "training draws what it would have drawn"
+
+
+@pytest.mark.parametrize("name", ["efficientnet_b0", "mobilenet_v2"])
+def test_modes_do_not_decide(name: str) -> None:
+    made = network(name, 0)
+    with made.train().folded() as one, made.eval().folded() as other:
+        assert one > 40 and other == 0  # which are folded already
+    with made.eval().folded() as again:
+        assert again == one
 
 
 def test_modes_and_statistics_survive_the_look() -> None:

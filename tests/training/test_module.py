@@ -283,3 +283,8 @@ def test_values_that_make_no_sense_are_refused(wrong):
         Recipe(**wrong)
     with pytest.raises(toolkit.ToolkitError, match="class_weights: 3 of them expected"):
         TransferModule(tiny_backbone(), 3, class_weights=[1.0])
+
+
+def test_one_class_is_a_network_too() -> None:
+    module = TransferModule(tiny_backbone(), 1)
+    assert module(torch.zeros(2, 3, 32, 32)).shape == (2, 1)

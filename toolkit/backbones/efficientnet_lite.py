@@ -9,7 +9,7 @@ is, and timm with torchvision takes a second and a half to import.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -117,7 +117,8 @@ class SameConv2d(nn.Conv2d):
         """Pad and convolve, (N, C, H, W)."""
         margins: list[int] = []
         for size, kernel, stride in zip(input.shape[:1:-1], self.kernel_size[::-1], self.stride[::-1], strict=True):
-            missing = max(0, (math.ceil(size / stride) - 1) * stride + kernel - size)
+            missing: Any = (-(-size // stride) - 1) * stride + kernel - size
+            missing = missing.clamp(min=0) if isinstance(missing, Tensor) else max(0, missing)  # a Tensor in a trace
             margins += [missing // 2, missing - missing // 2]
         return super().forward(F.pad(input, margins))
 

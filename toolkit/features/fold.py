@@ -69,23 +69,18 @@ def plain_copies(stages: Sequence[nn.Module]) -> nn.ModuleList:
     return copies
 
 
-def norms_after_convolutions(
-    stages: nn.ModuleList, sample: Tensor
-) -> tuple[list[list[tuple[nn.Conv2d, nn.BatchNorm2d]]], list[Tensor]]:
-    """Return the norms of each stage that could be folded, with the convolutions that feed them, and all activations.
+def norms_after_convolutions(stages: nn.ModuleList, sample: Tensor) -> tuple[list[list[tuple[str, str]]], list[Tensor]]:
+    """Return, for each stage, the names in it of convolutions and of the norms that they feed, and all activations.
 
-    sample: float (1, 3, H, W), normalised, on the device of the stages, which are run in eval mode. activations: what
-    goes into each stage and comes out of the last. What `frozen_copies` says of outputs that go elsewhere too holds.
+    sample: float (1, 3, H, W), normalised, on the device of the stages, which are run in the modes that they have.
+    activations: what goes into each stage and comes out of the last. An output may go elsewhere too: see `_follow`.
     """
-    modes = [(module, module.training) for module in stages.modules()]
-    try:
-        with torch.no_grad():
-            found, activations = _follow(stages.eval(), sample)
-    finally:
-        for module, training in modes:
-            module.training = training
-    pairs = [[(stages.get_submodule(p.convolution), stages.get_submodule(p.norm)) for p in one.pairs] for one in found]
-    return pairs, activations  # type: ignore[return-value]
+    found, activations = _follow(stages, sample)
+    names: list[list[tuple[str, str]]] = []
+    for of_stage in found:
+        split = [(pair.convolution.partition("."), pair.norm.partition(".")) for pair in of_stage.pairs]
+        names.append([(one[2], other[2]) for one, other in split if one[0] == other[0]])
+    return names, activations
 
 
 def _follow(stages: nn.ModuleList, sample: Tensor) -> tuple[list[_Found], list[Tensor]]:

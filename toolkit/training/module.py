@@ -82,7 +82,7 @@ class TransferModule(LightningModule):
         self.register_buffer("class_weights", weights, persistent=False)
         self.updates = UpdateRatios()
         self.accuracies = nn.ModuleDict(
-            {f"{split}_accuracy": MulticlassAccuracy(n_classes, average="micro") for split in ("val", "test")}
+            {f"{split}_accuracy": MulticlassAccuracy(max(2, n_classes), average="micro") for split in ("val", "test")}
         )
         self._average: WeightAverage | None = None
         self._start: dict[str, Tensor] = {}  # where weight decay pulls to, by the names of the parameters
