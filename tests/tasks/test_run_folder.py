@@ -90,8 +90,7 @@ def test_the_plan_has_its_keys(runs: Runs) -> None:
     expected += "similarity facts probes reasons runner_up predicted overridden verdict"
     assert set(plan) == set(expected.split())
     assert plan["multipliers"] == [0, 0, 0, 0, 0, 0, 0.01, 0.1, 1]
-    assert plan["taps"] in ([7], [6, 7], [5, 6, 7], [4, 5, 6, 7])
-    assert (plan["cut"], plan["image_size"], plan["epochs"]) == (6, 32, 2)
+    assert (plan["cut"], plan["taps"], plan["image_size"], plan["epochs"]) == (6, [4, 5, 6, 7], 32, 2)
     assert plan["similarity"] is None and plan["runner_up"] is None and plan["predicted"] is None
 
 
