@@ -101,8 +101,27 @@ def test_the_head_stays_where_accuracy_would_be_lost():
     assert judge(five(unsure_and_right(), sure_and_wrong(2)), labels).share == 0.25, "equal accuracy is no loss"
 
 
-def test_of_equal_mixtures_the_one_closer_to_the_head_is_kept():
-    assert judge(five(scores_wrong_on(range(4)), scores_wrong_on(()), scores_wrong_on(())), LABELS).share == 0.25
+def test_of_equal_mixtures_the_most_fine_tuned_is_kept():
+    assert judge(five(scores_wrong_on(range(4)), scores_wrong_on(()), scores_wrong_on(())), LABELS).share == 0.5
+
+
+def test_a_larger_share_is_kept_where_it_is_worse_by_chance_only():
+    head, best, more = (scores_wrong_on(some, 40) for some in (range(20), (0, 1), (2, 3, 4)))
+    labels = np.zeros(40, np.int64)
+    verdict = judge(five(head, best, more), labels)
+    assert verdict.share == 0.5 and verdict.mixtures[2].nll > verdict.mixtures[1].nll, "two against three is chance"
+    assert verdict.gain == pytest.approx(verdict.mixtures[0].nll - verdict.mixtures[2].nll)
+    lost = judge(five(head, best, scores_wrong_on(range(2, 11), 40)), labels)
+    assert lost.share == 0.25 and lost.gain > verdict.gain, "two against nine is not"
+
+
+def test_a_larger_share_must_beat_the_head_as_well():
+    head = np.concatenate([scores_wrong_on((), 8), scores_wrong_on((0, 1), 2)])
+    better = np.concatenate([scores_wrong_on((), 8, 2.0), scores_wrong_on((0, 1), 2, 0.5)])
+    fewer_right = np.concatenate([scores_wrong_on((), 7, 2.0), scores_wrong_on((0, 1, 2), 3, 0.01)])
+    labels = np.zeros(10, np.int64)
+    assert judge([head, fewer_right, better], labels, (0.0, 0.5, 1.0)).share == 1.0
+    assert judge([head, better, fewer_right], labels, (0.0, 0.5, 1.0)).share == 0.5
 
 
 def test_without_images_or_with_one_the_head_stays():
