@@ -47,10 +47,9 @@ def test_unshuffled_is_the_given_order():
 
 
 @pytest.mark.parametrize("views", [1, 3, 100])
-def test_an_image_shows_its_views_in_turn_and_an_epoch_shows_all_numbers(views):
+def test_views_cycle_with_the_epochs(views):
     for epoch in (0, 1, 2, 3, 4, 101):
-        assert all(number == (epoch + row) % views for row, number in keys(epoch, views=views))
-        assert {number for _, number in keys(epoch, views=views)} == set(range(views))
+        assert {number for _, number in keys(epoch, views=views)} == {epoch % views}
 
 
 @pytest.mark.parametrize("replicas", [1, 2, 4])
@@ -127,9 +126,7 @@ def test_a_batch_holds_the_seeded_views_and_labels(manifest):
             assert batch.labels.tolist() == manifest.labels[batch.rows.numpy()].tolist()
             for row, pixels in zip(batch.rows.tolist(), batch.inputs, strict=True):
                 digest, image = read_image(manifest.file(row), 10**6)
-                expected = view(
-                    image, SMALL, AUGMENTATIONS["standard"], digest=digest, number=(epoch + row) % 3, seed=5
-                )
+                expected = view(image, SMALL, AUGMENTATIONS["standard"], digest=digest, number=epoch % 3, seed=5)
                 assert np.array_equal(pixels.numpy(), expected)
 
 

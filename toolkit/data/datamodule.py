@@ -73,7 +73,7 @@ class ImageFolderData(ManifestData):
     collected in `failures`. `last_batch` holds the rows that the step in progress works on.
 
     source: what `toolkit.data.scan` takes, or a Manifest. preprocessing: the backbone's own. augment: a name of
-    `AUGMENTATIONS`. views: distinct views per image, 0 is the clean one; epochs go through them, see SeededSampler.
+    `AUGMENTATIONS`. views: distinct views per image; epoch e shows view e mod views (0 is the clean one).
     stored: where the views are read instead of from the files; they must be those of the same recipe and seed.
     by_source: bool (N,), the rows whose views are cut from a reduced copy of the image, as a run does that stores those
     copies.

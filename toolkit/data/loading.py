@@ -111,10 +111,9 @@ class ViewDataset(Dataset[tuple[int, NDArray[np.uint8] | str]]):
 class SeededSampler(DistributedSampler[Any]):
     """Yields (row, view number); the order of epoch e is a pure function of (seed, e).
 
-    Epoch e shows view (e + row) mod `views` of an image: each sees all its views in turn, and every batch has a few
-    clean ones. (A whole epoch of those, in the beginning, would show a head what it was made of, and nothing else.) A
-    DistributedSampler, because Lightning leaves one as it is and tells it the epoch; every rank draws the same
-    permutation and takes its share, the last few images repeated so that all ranks take equally many steps.
+    Epoch e shows view e mod `views` of every image, so the clean view comes first. A DistributedSampler, because
+    Lightning leaves one as it is and tells it the epoch; every rank draws the same permutation and takes its share,
+    the last few images repeated so that all ranks take equally many steps.
     """
 
     def __init__(
@@ -131,7 +130,8 @@ class SeededSampler(DistributedSampler[Any]):
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
             order = self.rows[torch.randperm(len(self.rows), generator=generator).numpy()]
         shared = np.resize(order, self.total_size)[self.rank :: self.num_replicas]
-        return iter([(int(row), (self.epoch + int(row)) % self.views) for row in shared[self.skip :]])
+        number = self.epoch % self.views
+        return iter([(int(row), number) for row in shared[self.skip :]])
 
 
 class ResumableLoader(DataLoader[Any]):

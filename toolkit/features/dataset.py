@@ -39,11 +39,11 @@ class StoredViews(Dataset[Key]):
         return key
 
     def collate(self, keys: Sequence[Key]) -> Batch:
-        """Return the Batch of rows of one part; those that could not be read are left out."""
-        asked, views = np.array(keys, np.int64).reshape(-1, 2).T
+        """Return the Batch of rows of one part and of one view; those that could not be read are left out."""
+        asked = np.array([row for row, _ in keys], np.int64)
         known = self._part[asked] >= 0
         failures = tuple((row, self._failures.get(row, "not stored")) for row in asked[~known].tolist())
         rows = asked[known]
         part = self.parts[self._part[rows[0]] if len(rows) else 0]
-        inputs = part.inputs(self._position[rows], views[known])
+        inputs = part.inputs(self._position[rows], keys[0][1])
         return Batch(inputs, torch.from_numpy(self.labels[rows]), torch.from_numpy(rows), failures)

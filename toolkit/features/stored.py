@@ -75,27 +75,25 @@ class Stored:
         return PooledRows([self.columns[name] for name in names], widths, positions * self.request.views + views)
 
     def inputs(
-        self, positions: NDArray[np.int64], views: NDArray[np.int64] | int = 0, taps: Sequence[int] | None = None
+        self, positions: NDArray[np.int64], view: int = 0, taps: Sequence[int] | None = None
     ) -> Tensor | Activations:
-        """Return, read into memory, what a network that is frozen before the cut takes for a view of some images each.
+        """Return, read into memory, what a network that is frozen before the cut takes for one view of some images.
 
-        views: their numbers, or one for all. Activations, with the pooled outputs of `taps` (all that were asked for)
-        before the cut; pixels for cut 0.
+        Activations, with the pooled outputs of `taps` (all that were asked for) before the cut; pixels for cut 0.
         """
         cut = self.request.cut
         if self.request.source:
-            return self._cut_views(positions, views)
-        places = positions * self.request.views + views
+            return self._cut_views(positions, view)
+        places = positions * self.request.views + view
         if cut == 0:
             return self.columns[PIXELS].take(places)
         before = [tap for tap in (self.request.taps if taps is None else taps) if cut is None or tap < cut]
         pooled = tuple(self.columns[pool_name(tap)].take(places) for tap in before)
         return Activations(None if cut is None else self.columns[stage_name(cut)].take(places), pooled)
 
-    def _cut_views(self, positions: NDArray[np.int64], numbers: NDArray[np.int64] | int) -> Tensor:
-        """Return uint8 (k, 3, S, S): a view of each image, cut from its source."""
+    def _cut_views(self, positions: NDArray[np.int64], number: int) -> Tensor:
+        """Return uint8 (k, 3, S, S): one view of each image, cut from its source."""
         sources, sizes = (self.columns[name].take(positions).numpy() for name in (SOURCE, SIZE))
-        each = np.broadcast_to(numbers, positions.shape).tolist()
         views = [
             view_of_source(
                 source,
@@ -106,7 +104,7 @@ class Stored:
                 number=number,
                 seed=self.request.seed,
             )
-            for source, (width, height), position, number in zip(sources, sizes, positions, each, strict=True)
+            for source, (width, height), position in zip(sources, sizes, positions, strict=True)
         ]
         side = self.request.backbone.preprocessing.crop_px
         return torch.from_numpy(np.stack(views) if views else np.empty((0, 3, side, side), np.uint8))
