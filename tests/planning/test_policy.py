@@ -15,7 +15,9 @@ from toolkit.errors import SettingError
 from toolkit.options import Options
 from toolkit.plan import Recipe, TransferPlan
 from toolkit.planning.facts import Facts, facts_of
-from toolkit.planning.policy import choose_strategy, epochs_for, freezing, make_plan
+from toolkit.planning.policy import choose_strategy, epochs_for, freezing, make_plan, partial_cut
+
+SIZES = (1, 2, 3, 4, 5, 6, 7, 8)
 
 
 def facts(n_train: int, typical: float = 100.0) -> Facts:
@@ -23,7 +25,7 @@ def facts(n_train: int, typical: float = 100.0) -> Facts:
 
 
 def make(options: Options, n_train: int = 100, **changes: Any) -> TransferPlan:
-    settings = {"backbone": "net", "n_stages": 8, "taps": (5, 6, 7), "image_size_px": 224, **changes}
+    settings = {"backbone": "net", "stage_sizes": SIZES, "taps": (5, 6, 7), "image_size_px": 224, **changes}
     return make_plan(facts(n_train), options, **settings)
 
 
@@ -90,20 +92,37 @@ def test_epochs_give_the_wanted_steps(strategy: str, n_train: int, epochs: int) 
 
 
 def test_what_trains_by_strategy() -> None:
-    assert freezing("head", 8, None).cut == 8
-    assert freezing("full", 8, None).cut == 0
-    assert freezing("scratch", 8, None).cut == 0
-    assert freezing("partial", 8, None).cut == 6
-    assert freezing("partial", 8, 3).cut == 3
-    assert freezing("partial", 1, None).cut == 0
-    assert [rule.multiplier for rule in freezing("partial", 8, None).rules] == [0.0] * 6 + [0.01, 0.1]
-    assert {rule.multiplier for rule in freezing("scratch", 8, None).rules} == {1.0}
+    assert freezing("head", SIZES, None).cut == 8
+    assert freezing("full", SIZES, None).cut == 0
+    assert freezing("scratch", SIZES, None).cut == 0
+    assert freezing("partial", SIZES, None).cut == 5
+    assert freezing("partial", SIZES, 3).cut == 3
+    assert freezing("partial", (5,), None).cut == 0
+    assert [rule.multiplier for rule in freezing("partial", SIZES, None).rules] == [0.0] * 5 + [0.01, 0.01, 0.1]
+    assert {rule.multiplier for rule in freezing("scratch", SIZES, None).rules} == {1.0}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "cut"),
+    [
+        ((1, 2, 4, 30, 64), 3),  # like ResNet-50: two stages, although one has more than half
+        ((1, 1, 4, 20, 45, 165, 60, 41), 5),  # like EfficientNet-Lite0
+        ((1, 25, 25, 25, 25, 0), 3),  # like a ViT, whose last stage is a norm
+        ((10, 10, 10, 10), 2),  # half is enough
+        ((100, 1, 1), 1),  # the first stage stays, however heavy
+        ((5, 5), 0),
+        ((5,), 0),
+        ((0, 0, 0), 1),
+    ],
+)
+def test_partial_trains_about_half_of_the_weights_and_two_stages(sizes: tuple[int, ...], cut: int) -> None:
+    assert partial_cut(sizes) == cut
 
 
 @pytest.mark.parametrize("cut", [0, 8, 99])
 def test_a_cut_that_partial_cannot_have(cut: int) -> None:
     with pytest.raises(SettingError, match=f"cut: 1 to 7 expected for the 8 stages of this backbone, got {cut}"):
-        freezing("partial", 8, cut)
+        freezing("partial", SIZES, cut)
 
 
 def test_head_needs_no_rate_and_no_epochs() -> None:
@@ -115,8 +134,8 @@ def test_head_needs_no_rate_and_no_epochs() -> None:
 
 def test_defaults_of_a_trained_strategy() -> None:
     plan = make(Options(strategy="partial"))
-    assert (plan.cut, plan.recipe, plan.epochs, plan.views) == (6, Recipe(lr=1e-2, weight_decay=0.01), 30, 8)
-    assert plan.multipliers == (0.0,) * 6 + (0.01, 0.1, 1.0)
+    assert (plan.cut, plan.recipe, plan.epochs, plan.views) == (5, Recipe(lr=1e-2, weight_decay=0.01), 30, 8)
+    assert plan.multipliers == (0.0,) * 5 + (0.01, 0.01, 0.1, 1.0)
     assert plan.overridden == ("strategy",)
     assert any("never from noise" in reason for reason in plan.reasons)
     assert not any("never from noise" in reason for reason in make(Options(strategy="scratch")).reasons)
@@ -147,7 +166,12 @@ def test_a_trained_last_stage_must_be_seen_by_the_head() -> None:
 @given(st.integers(2, 200_000), st.floats(1, 1_000), st.integers(1, 30))
 def test_auto_always_gives_a_plan_that_holds_together(n_train: int, typical: float, n_stages: int) -> None:
     plan = make_plan(
-        facts(n_train, typical), Options(), backbone="net", n_stages=n_stages, taps=(n_stages - 1,), image_size_px=64
+        facts(n_train, typical),
+        Options(),
+        backbone="net",
+        stage_sizes=(9,) * n_stages,
+        taps=(n_stages - 1,),
+        image_size_px=64,
     )
     assert len(plan.multipliers) == n_stages + 1
     assert plan.freeze_spec().cut == plan.cut

@@ -89,8 +89,8 @@ def test_the_plan_has_its_keys(runs: Runs) -> None:
     expected = "strategy backbone cut taps head recipe multipliers epochs views augmentation image_size "
     expected += "similarity facts probes reasons runner_up predicted overridden verdict"
     assert set(plan) == set(expected.split())
-    assert plan["multipliers"] == [0, 0, 0, 0, 0, 0, 0.01, 0.1, 1]
-    assert (plan["cut"], plan["taps"], plan["image_size"], plan["epochs"]) == (6, [4, 5, 6, 7], 32, 2)
+    assert plan["multipliers"] == [0, 0, 0, 0, 0, 0.01, 0.01, 0.1, 1]
+    assert (plan["cut"], plan["taps"], plan["image_size"], plan["epochs"]) == (5, [4, 5, 6, 7], 32, 2)
     assert plan["similarity"] is None and plan["runner_up"] is None and plan["predicted"] is None
 
 
