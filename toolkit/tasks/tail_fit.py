@@ -22,6 +22,7 @@ from toolkit.storage import publishing
 from toolkit.tasks.job import Job, worker_count
 from toolkit.tasks.prepare import Prepared
 from toolkit.training.collapse import CollapsedError
+from toolkit.training.depthwise import quick_depthwise
 from toolkit.training.fit import FitSettings, fit
 from toolkit.training.groups import parameter_groups, rates_table
 from toolkit.training.mixing import State, load_state, put_mixture, trained_state
@@ -177,7 +178,8 @@ def run_fit(
         start=start,
     )
     in_full = settings.precision == "32-true"  # in half precision folding is less exact than the norm
-    with module.network.folded() if in_full else nullcontext():
+    trained = module.network.stages[module.network.spec.cut :]
+    with module.network.folded() if in_full else nullcontext(), quick_depthwise(trained):
         torch.manual_seed(options.seed)
         fit(module, data, settings, folder=phase.folder, history=phase.history, device=job.device, row=row)
 
