@@ -116,6 +116,39 @@ def test_other_batches_are_computed_as_ever(side, n, dtype) -> None:
     assert not asked and all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))
 
 
+@pytest.mark.parametrize("n", [1, 8, 9, 20])
+def test_any_number_of_images(n) -> None:
+    layer, input = convolution(bias=False), maps((4, 6), n)
+    wanted = gradients(layer, input)
+    with quick_depthwise([layer]), watched() as asked:
+        found = gradients(layer, input)
+    assert asked == [input.shape]
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-4)
+
+
+def test_without_onednn_torch_computes() -> None:
+    layer = convolution()
+    with torch.backends.mkldnn.flags(enabled=False), quick_depthwise([layer]), watched() as asked:
+        layer(maps((7, 7))).sum().backward()
+    assert not asked and layer.weight.grad is not None
+
+
+def test_a_layer_under_two_roots_is_changed_once_and_an_error_passes() -> None:
+    layer = convolution()
+    with pytest.raises(KeyError, match="own"), quick_depthwise([nn.Sequential(layer), layer]) as count:
+        assert count == 1
+        raise KeyError("own")
+    assert "_conv_forward" not in vars(layer)
+
+
+def test_padding_is_that_of_the_moment_and_other_devices_are_asked_nothing() -> None:
+    layer = convolution()
+    with quick_depthwise([layer]):
+        layer.padding = (0, 0)
+        assert layer(maps((7, 7))).shape == (3, 6, 3, 3)
+        assert layer.to("meta")(torch.empty(3, 6, 7, 7, device="meta")).shape == (3, 6, 3, 3)
+
+
 def test_in_half_precision_torch_computes() -> None:
     layer = convolution()
     with quick_depthwise([layer]), watched() as asked, torch.autocast("cpu", torch.bfloat16):
