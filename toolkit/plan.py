@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,6 +14,9 @@ STRATEGIES = ("head", "partial", "full", "scratch")
 # notes: Training (Transfer Learning): the new head learns at the full rate, top layers at about 1/10 of it,
 # middle layers at about 1/100.
 HEAD_MULTIPLIER, TOP_MULTIPLIER, MIDDLE_MULTIPLIER = 1.0, 0.1, 0.01
+
+PARTIAL_STAGES = 2  # at least: the top stage and a middle one below it, the notes' two rates
+PARTIAL_SHARE = 0.45  # of the weights that train, at least: about half; `planning/policy.py` says what chose it
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,22 @@ class FreezeSpec:
     def from_scratch(cls, n_stages: int) -> FreezeSpec:
         """Train every stage at the head's own rate: there is nothing pretrained to protect."""
         return cls((StageRule(True, 1.0),) * n_stages)
+
+
+def partial_cut(stage_sizes: Sequence[int]) -> int:
+    """Return the first stage that `partial` trains: the last but one with weights, or an earlier one, from which on
+    about half of all weights train; never the first, unless it is the only one.
+
+    stage_sizes: parameters by stage. The names of families mean stages of very different weight: the last two are 94 %
+    of a ResNet-50 and 30 % of an EfficientNet-Lite0, of which the last three are 79 %.
+    """
+    cut, total = len(stage_sizes), sum(stage_sizes)
+    while cut > 1:
+        tail = stage_sizes[cut:]
+        if sum(tail) >= PARTIAL_SHARE * total and sum(size > 0 for size in tail) >= PARTIAL_STAGES:
+            break
+        cut -= 1
+    return min(cut, len(stage_sizes) - 1)
 
 
 # Names that a Recipe's parts may have.

@@ -228,3 +228,10 @@ def test_the_small_net_is_that_of_the_paper_and_never_pretrained() -> None:
     assert entry.parameters_m == pytest.approx(backbone.n_parameters() / 1e6, abs=5e-4)
     with pytest.raises(WeightsError, match="no pretrained weights: take the strategy 'scratch'"):
         build_backbone("resnet20")
+
+
+def test_sizes_of_stages_are_counts_of_parameters_lazy_ones_too() -> None:
+    plain = (nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)))
+    assert as_backbone(list(plain)).stage_sizes() == (3 * 4 * 9 + 4, 0, 4 * 2 + 2)
+    lazy = Backbone("lazy", (nn.LazyConv2d(4, 3), nn.LazyConv2d(2, 1)), Preprocessing(8, 8))
+    assert lazy.stage_sizes() == (112, 10)

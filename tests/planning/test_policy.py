@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from toolkit.data.manifest import TEST, TRAIN, VAL, Manifest
 from toolkit.errors import SettingError
 from toolkit.options import Options
-from toolkit.plan import Recipe, TransferPlan
+from toolkit.plan import Recipe, TransferPlan, partial_cut
 from toolkit.planning.facts import Facts, facts_of
-from toolkit.planning.policy import choose_strategy, epochs_for, freezing, make_plan, partial_cut
+from toolkit.planning.policy import choose_strategy, epochs_for, freezing, make_plan
 
 SIZES = (1, 2, 3, 4, 5, 6, 7, 8)
 
@@ -110,13 +110,22 @@ def test_what_trains_by_strategy() -> None:
         ((1, 25, 25, 25, 25, 0), 3),  # like a ViT, whose last stage is a norm
         ((10, 10, 10, 10), 2),  # half is enough
         ((100, 1, 1), 1),  # the first stage stays, however heavy
-        ((5, 5), 0),
+        ((5, 5), 1),
         ((5,), 0),
-        ((0, 0, 0), 1),
+        ((10, 10, 70, 10, 0, 0), 2),  # stages without weights do not count
+        ((9, 0, 0), 1),
     ],
 )
 def test_partial_trains_about_half_of_the_weights_and_two_stages(sizes: tuple[int, ...], cut: int) -> None:
     assert partial_cut(sizes) == cut
+
+
+def test_a_tail_without_weights_is_refused() -> None:
+    for cut in (None, 1, 2):
+        with pytest.raises(SettingError, match=r"cut: no stage from \d on has weights to train"):
+            freezing("partial", (9, 0, 0), cut)
+    assert freezing("partial", (9, 0, 1), None).cut == 1
+    assert freezing("head", (9, 0, 0), None).cut == 3 and freezing("full", (9, 0, 0), None).cut == 0
 
 
 @pytest.mark.parametrize("cut", [0, 8, 99])

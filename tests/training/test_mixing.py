@@ -124,6 +124,19 @@ def test_a_larger_share_must_beat_the_head_as_well():
     assert judge([head, better, fewer_right], labels, (0.0, 0.5, 1.0)).share == 0.5
 
 
+def test_scores_that_are_no_numbers_are_never_kept_and_leave_a_verdict_for_json():
+    verdict = judge(five(scores_wrong_on(range(4)), scores_wrong_on(()), np.full((N, 2), np.nan)), LABELS)
+    assert verdict.share == 0.25
+    told = json.loads(json.dumps(verdict.to_dict(), allow_nan=False))
+    assert told["mixtures"][2]["nll"] is None and told["mixtures"][1]["nll"] == verdict.mixtures[1].nll
+    assert math.isnan(Verdict.from_dict(told).mixtures[2].nll)
+
+
+def test_the_largest_share_and_not_the_last_one():
+    best = scores_wrong_on(())
+    assert judge([scores_wrong_on(range(4)), best, best], LABELS, (0.0, 1.0, 0.5)).share == 1.0
+
+
 def test_without_images_or_with_one_the_head_stays():
     assert judge([np.zeros((0, 2))] * 5, np.zeros(0, np.int64)) == NO_JUDGE
     alone = judge(five(scores_wrong_on((0,), 1), scores_wrong_on((), 1)), LABELS[:1])

@@ -94,7 +94,13 @@ class Backbone:
 
     def n_parameters(self) -> int:
         """Number of parameters of the stages (the classifier not counted)."""
-        return sum(p.numel() for stage in self.stages for p in stage.parameters())
+        return sum(self.stage_sizes())
+
+    def stage_sizes(self) -> tuple[int, ...]:
+        """Return the number of parameters of each stage; lazy ones are made first, by a forward."""
+        if any(is_lazy(p) for stage in self.stages for p in stage.parameters()):
+            self.stage_shapes()
+        return tuple(sum(p.numel() for p in stage.parameters()) for stage in self.stages)
 
     def __str__(self) -> str:
         return (

@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 
 from toolkit.errors import SettingError
 from toolkit.options import Options
-from toolkit.plan import FreezeSpec, Recipe, TransferPlan
+from toolkit.plan import FreezeSpec, Recipe, TransferPlan, partial_cut
 from toolkit.planning.facts import Facts
 
 # notes: Training (Transfer Learning) speaks of small and medium sets without numbers. These are ours: up to about
@@ -17,9 +17,6 @@ from toolkit.planning.facts import Facts
 MEDIUM_FROM_IMAGES = 2_000
 LARGE_FROM_IMAGES = 20_000
 MEDIUM_FROM_IMAGES_PER_CLASS = 20  # our choice: with fewer, a tail of a million weights learns the images by heart
-
-PARTIAL_STAGES = 2  # at least: the top stage and a middle one below it, the notes' two rates
-PARTIAL_SHARE = 0.45  # of the weights that train, at least: about half; RECIPES says what chose it
 
 
 # Measured on photographs of flowers, 500 + 200 in two splits of their own, AdamW. `full`, 128 px, by
@@ -69,19 +66,6 @@ def epochs_for(strategy: str, n_train: int, batch_size: int) -> int:
     return min(high, max(low, -(-STEPS_WANTED[strategy] // steps_an_epoch)))
 
 
-def partial_cut(stage_sizes: Sequence[int]) -> int:
-    """Return the first stage that `partial` trains: from the top down, until about half of the weights do, and two.
-
-    stage_sizes: parameters by stage. The names of families mean stages of very different weight: the last two are 94 %
-    of a ResNet-50 and 30 % of an EfficientNet-Lite0, of which the last three are 79 %.
-    """
-    n_stages, total = len(stage_sizes), sum(stage_sizes)
-    cut = max(0, n_stages - PARTIAL_STAGES)
-    while cut > 1 and sum(stage_sizes[cut:]) < PARTIAL_SHARE * total:
-        cut -= 1
-    return cut
-
-
 def freezing(
     strategy: str, stage_sizes: Sequence[int], cut: int | None, layer_decay: float | None = None
 ) -> FreezeSpec:
@@ -99,6 +83,10 @@ def freezing(
         raise SettingError(
             f"cut: 1 to {n_stages - 1} expected for the {n_stages} stages of this backbone, got {cut} "
             "(for 0 use the strategy 'full', to freeze everything use 'head')"
+        )
+    if strategy == "partial" and not sum(stage_sizes[cut:]):
+        raise SettingError(
+            f"cut: no stage from {cut} on has weights to train; take a smaller one, or the strategy 'head' or 'full'"
         )
     decay = LAYER_DECAY.get(strategy) if layer_decay is None else layer_decay
     return FreezeSpec.at_cut(n_stages, cut) if decay is None else FreezeSpec.decaying(n_stages, cut, decay)

@@ -74,7 +74,7 @@ def finetune(
         overwrite: replace the run that is in the out folder
         weights: a checkpoint file (safetensors or state dict) instead of the backbone's own weights
         val: share of each class that validates, where the folders do not say
-        cut: first stage that trains (strategy partial); by default so that about half of the weights do
+        cut: first stage that trains (strategy partial); by default about half of the weights, two stages at least
         taps: stages whose pooled outputs the head sees, such as 5,6,7; chosen among the last four by default
         head: ridge, logistic, knn, or auto (default), which holds them against each other on the training images
         folds: score the head by repeated cross-validation with so many folds as well (strategy head)

@@ -125,7 +125,7 @@ def plan_for(manifest: Manifest, options: Options, backbone: Backbone) -> Transf
         facts_of(manifest),
         options,
         backbone=backbone.name,
-        stage_sizes=[sum(p.numel() for p in stage.parameters()) for stage in backbone.stages],
+        stage_sizes=backbone.stage_sizes(),
         taps=taps_of(options, backbone),
         image_size_px=backbone.preprocessing.crop_px,
     )

@@ -41,7 +41,7 @@ def plan_transfer(
         backbone: name of the pretrained network; `toolkit backbones` lists them
         image_size: side of the square input in pixels; the weights' own by default
         epochs: passes over the training images; by the number of images by default
-        cut: first stage that trains (strategy partial); by default so that about half of the weights do
+        cut: first stage that trains (strategy partial); by default about half of the weights, two stages at least
         taps: stages whose pooled outputs the head sees, such as 5,6,7; chosen among the last four by default
         head: ridge, logistic, knn, or auto, which holds them against each other
         lr: learning rate of the head; the top stage has 1/10, the others 1/100 of it

@@ -19,7 +19,7 @@ from toolkit.data.decode import DEFAULT_MAX_PIXELS
 from toolkit.errors import ArtifactError, SettingError
 from toolkit.features.prefix import Activations
 from toolkit.heads.linear import LinearHead
-from toolkit.plan import FreezeSpec, Recipe
+from toolkit.plan import FreezeSpec, Recipe, partial_cut
 from toolkit.training.average import WeightAverage
 from toolkit.training.blend import Blend, blend
 from toolkit.training.drop_path import set_drop_path
@@ -39,7 +39,7 @@ class TransferModule(LightningModule):
     already, or the stored Activations of the frozen stages; labels int64 (N,). Logs train_loss, train_accuracy,
     val_loss, val_accuracy. The backbone's stages are taken over, not copied.
 
-    cut: first trainable stage (by default the last two stages train); spec: a FreezeSpec instead of a cut.
+    cut: first trainable stage (by default that of `partial_cut`); spec: a FreezeSpec instead of a cut.
     taps: stages whose pooled outputs the head sees (the last one by default). head: a module (N, D) → (N, n_classes),
     a LinearHead of zeros by default. recipe: how it learns; its batch_size is the data's affair. class_weights: (C,)
     factors of the loss.
@@ -65,7 +65,8 @@ class TransferModule(LightningModule):
         if class_weights is not None and len(class_weights) != n_classes:
             raise SettingError(f"class_weights: {n_classes} of them expected, one a class; got {len(class_weights)}")
         if spec is None:
-            spec = FreezeSpec.at_cut(len(backbone), max(0, len(backbone) - 2) if cut is None else cut)
+            cut = partial_cut(backbone.stage_sizes()) if cut is None else cut
+            spec = FreezeSpec.at_cut(len(backbone), cut)
         self.recipe = recipe or Recipe()
         self.backbone = backbone
         self.network = TransferNetwork(
