@@ -22,8 +22,8 @@ MEDIUM_FROM_IMAGES_PER_CLASS = 20  # our choice: with fewer, a tail of a million
 # Measured on photographs of flowers by scripts/bench/recipes, whose results are beside it; AdamW, 128 px. `full`, 500 +
 # 200 in two splits: one rate of 3e-4 won 2.7 points over the head, the notes' rates of 1e-2 0.7 and of 3e-2 1.3 (they
 # starve the early stages), layer-wise decay of 0.75 from 1e-3 2.5, moving norms 1.0; 24 epochs were no better than 12.
-# `partial`, 490 + 210 in two splits: the notes' rates from 1e-2 won 1.4 points and 0.042 nats with the three stages that
-# have 79 % of the weights, nothing and 0.025 with the two that have 30 %, in a quarter of the time. Mixup, label
+# `partial`, 490 + 210 in two splits: the notes' rates from 1e-2 won 1.4 points and 0.042 nats with the three stages
+# that have 79 % of the weights, nothing and 0.025 with the two that have 30 %, in a quarter of the time. Mixup, label
 # smoothing, L2-SP and an average of the weights were tried by hand, at 224 px on one split, and added nothing. On 7,000
 # images of Fashion-MNIST at 64 px moving norms were no better than fixed ones (`full`, 3 epochs: 0.895 and 0.898).
 RECIPES = {
