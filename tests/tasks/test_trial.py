@@ -123,8 +123,17 @@ def test_what_is_kept_is_a_mixture_of_the_training_on_all_images(
     photos: Path, tmp_path: Path, undisturbed: Run
 ) -> None:
     given = go(photos, tmp_path / "run", mixing=0.5)
-    assert verdict_of(undisturbed).share == 0.5 and weights(undisturbed) == weights(given)
+    verdict = verdict_of(undisturbed)
+    judged, plain = (load_file(run.model_path / "model.safetensors") for run in (undisturbed, given))
+    assert verdict.share == 0.5 and verdict.temperature not in (0, 1)
+    for name, value in plain.items():
+        expected = value / verdict.temperature if name.startswith("head.") and value.is_floating_point() else value
+        torch.testing.assert_close(judged[name], expected, rtol=1e-6, atol=0)
+        assert name.startswith("head.") or torch.equal(judged[name], value)
+    assert any(name.startswith("head.") for name in plain)
     assert rows(undisturbed) == rows(given)
+    guesses = [[row["prediction"] for row in rows(run, "predictions.csv")] for run in (undisturbed, given)]
+    assert guesses[0] == guesses[1] and len(guesses[0]) > 0
 
 
 @pytest.mark.usefixtures("half")

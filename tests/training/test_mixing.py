@@ -154,10 +154,18 @@ def test_sharpness_is_no_merit(which, factor):
     other = judge([factor * some if number == which else some for number, some in enumerate(scores)], labels)
     assert other.share == plain.share and other.gain == pytest.approx(plain.gain, abs=1e-6)
     assert [m.nll for m in other.mixtures] == pytest.approx([m.nll for m in plain.mixtures], abs=1e-6)
+    factors = [factor if number == which else 1 for number in range(5)]
+    temperatures = [m.temperature * factor for m, factor in zip(plain.mixtures, factors, strict=True)]
+    assert [m.temperature for m in other.mixtures] == pytest.approx(temperatures, rel=1e-3)
+    assert other.temperature == other.mixtures[2].temperature
+
+
+def test_the_head_that_stays_keeps_its_temperature():
+    assert judge(five(scores_wrong_on((0,))), LABELS).temperature == NO_JUDGE.temperature == 1
 
 
 def verdict_of(share, gain=0.25, se=0.125):
-    mixtures = tuple(Mixture(each, 0.5 + each / 4, 1.0 - each / 2) for each in SHARES)
+    mixtures = tuple(Mixture(each, 0.5 + each / 4, 1.0 - each / 2, 2.0 + each) for each in SHARES)
     return Verdict(share, 40, gain, se, mixtures)
 
 

@@ -14,6 +14,8 @@ from toolkit.backbones.taps import tap_widths
 from toolkit.data.manifest import TRAIN, VAL, Manifest
 from toolkit.data.split import hold_out
 from toolkit.heads.choose import choose_head
+from toolkit.heads.linear import LinearHead
+from toolkit.heads.temperature import fold_temperature
 from toolkit.options import Options
 from toolkit.progress import say
 from toolkit.tasks.job import Job
@@ -121,13 +123,24 @@ def _judged(folder: RunFolder, whole: Phase, tried: Manifest, prepared: Prepared
     if len(prepared.manifest.rows(TRAIN)) > REFIT_UP_TO:
         assert trial.fitted.end is not None
         put_mixture(module.network, trial.start, trial.fitted.end, share)
+        _calibrate(module.network, trial.verdict, prepared)
         return Tail(_finished(module), failures, trial.verdict, rate)
     again = fit_from_start(module, whole, prepared, job, share, rate)
     verdict = _confirmed(module.network, start, again, trial, prepared, job)
     if verdict != trial.verdict:
         say(str(verdict))
         load_state(module.network, start)
+    _calibrate(module.network, verdict, prepared)
     return Tail(_finished(module), failures | again.failures, verdict, again.rate)
+
+
+def _calibrate(network: TransferNetwork, verdict: Verdict, prepared: Prepared) -> None:
+    """Make the probabilities as sure as images held out say that they may be: fine-tuning ends surer than it is right.
+
+    The temperature (Guo et al. 2017) is that of the trial, whose training had all but these images.
+    """
+    assert isinstance(network.head, LinearHead)
+    fold_temperature(network.head, verdict.temperature, prepared.manifest.class_counts(TRAIN) > 0)
 
 
 def _try(folder: RunFolder, tried: Manifest, prepared: Prepared, job: Job) -> _Trial:

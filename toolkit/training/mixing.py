@@ -33,6 +33,7 @@ class Mixture:
     share: float
     accuracy: float
     nll: float
+    temperature: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -51,18 +52,23 @@ class Verdict:
     mixtures: tuple[Mixture, ...]
     reason: str = ""
 
+    @property
+    def temperature(self) -> float:
+        """What scores of the mixture that is kept are divided by; 1 for the head, which has its own already."""
+        return next((m.temperature for m in self.mixtures if m.share == self.share and self.share), 1.0)
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON; the NLL of scores that were no numbers is None."""
         values = asdict(self)
         for mixture in values["mixtures"]:
-            mixture["nll"] = mixture["nll"] if math.isfinite(mixture["nll"]) else None
+            mixture |= {key: mixture[key] if math.isfinite(mixture[key]) else None for key in ("nll", "temperature")}
         return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Verdict:
         """Rebuild from `to_dict`'s values."""
-        unknown = {"nll": math.nan}
-        mixtures = tuple(Mixture(**(m if m["nll"] is not None else {**m, **unknown})) for m in values["mixtures"])
+        known = ({key: math.nan if value is None else value for key, value in m.items()} for m in values["mixtures"])
+        mixtures = tuple(Mixture(**mixture) for mixture in known)
         return cls(**{**values, "mixtures": mixtures})
 
     def __str__(self) -> str:
@@ -102,10 +108,12 @@ def judge(scores: Sequence[NDArray[Any]], labels: NDArray[np.int64], shares: Seq
     n = len(labels)
     if n == 0:
         return NO_JUDGE
-    losses = [negative_log_likelihoods(some, labels, best_temperature(some, labels)) for some in scores]
+    temperatures = [best_temperature(some, labels) for some in scores]
+    losses = [negative_log_likelihoods(some, labels, T) for some, T in zip(scores, temperatures, strict=True)]
     hits = [int((some.argmax(axis=1) == labels).sum()) for some in scores]
     mixtures = tuple(
-        Mixture(share, right / n, float(loss.mean())) for share, right, loss in zip(shares, hits, losses, strict=True)
+        Mixture(share, right / n, float(loss.mean()), temperature)
+        for share, right, loss, temperature in zip(shares, hits, losses, temperatures, strict=True)
     )
     gains = [losses[0] - loss for loss in losses]
     kept = [
