@@ -11,8 +11,19 @@ import torch
 
 from tests.training.tiny import WIDTHS, assert_equal, copied, tiny_backbone
 from toolkit.heads.linear import LinearHead
+from toolkit.heads.temperature import best_temperature, negative_log_likelihoods
 from toolkit.plan import FreezeSpec
-from toolkit.training.mixing import NO_JUDGE, SHARES, WENT_ASTRAY, Mixture, Verdict, judge, put_mixture, trained_state
+from toolkit.training.mixing import (
+    NO_JUDGE,
+    SHARES,
+    SURE,
+    WENT_ASTRAY,
+    Mixture,
+    Verdict,
+    judge,
+    put_mixture,
+    trained_state,
+)
 from toolkit.training.network import TransferNetwork
 
 N = 9
@@ -81,6 +92,17 @@ def test_the_head_stays_where_the_gain_is_within_its_error():
     assert verdict.mixtures[1].nll < verdict.mixtures[0].nll - 0.05
     many = judge(five(*(np.tile(scores, (40, 1)) for scores in (start, end))), np.tile(LABELS, 40))
     assert many.share == 0.25 and many.gain > many.gain_se, "the same gain on forty times the images is beyond it"
+
+
+def test_a_gain_of_less_than_two_standard_errors_is_not_enough():
+    for copies, kept in ((1, 0.0), (4, 0.25)):  # four times the images: half the error
+        start, end = (np.tile(scores_wrong_on(some, 20), (copies, 1)) for some in (range(5), (5, 6)))
+        labels = np.zeros(20 * copies, np.int64)
+        verdict = judge(five(start, end), labels)
+        losses = [negative_log_likelihoods(some, labels, best_temperature(some, labels)) for some in (start, end)]
+        gains = losses[0] - losses[1]
+        errors = gains.mean() / (gains.std(ddof=1) / len(gains) ** 0.5)
+        assert verdict.share == kept and (1 < errors < SURE if kept == 0 else errors > SURE), errors
 
 
 def unsure_and_right():
