@@ -147,6 +147,7 @@ def test_in_families_of_convolutions_and_of_tokens(tmp_path, pictures, name):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # a VGG takes half of the usual limit alone, and more than all of it on busy cores
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize("name", SIZES)
 def test_in_every_family(tmp_path, pictures, name, optimizer):
@@ -154,6 +155,7 @@ def test_in_every_family(tmp_path, pictures, name, optimizer):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", SIZES)
 def test_in_every_family_with_statistics_that_move(tmp_path, pictures, name):
     check(tmp_path, pictures, partial(family, name), "tail alone", "adamw", steps=8, recipe=Recipe(batchnorm="moving"))
