@@ -18,9 +18,10 @@ from toolkit.storage import TEMPORARY_PREFIX
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-# What a process of its own does: small shards, slow enough that kills fall between and within them.
+# What a process of its own does: small shards, slow enough that kills fall between and within them. From its second
+# file on it waits for the file `gate`, if there is to be one.
 SCRIPT = """\
-import hashlib, json, sys, time
+import hashlib, json, os, sys, time
 import numpy as np
 import torch
 from torch import nn
@@ -34,6 +35,7 @@ from toolkit.features.request import Request
 from toolkit.features.store import FeatureStore
 
 photos, cache, views, workers, rows, delay = *sys.argv[1:3], *map(int, sys.argv[3:6]), float(sys.argv[6])
+gate, written = sys.argv[7], []
 passes.SHARD_IMAGES = 2
 contents.SETTLED_AFTER_NS = -1
 publish = passes.write_shard
@@ -43,6 +45,9 @@ def slowly(*arguments):
     path = publish(*arguments)
     print("published", path.name, file=sys.stderr, flush=True)
     time.sleep(delay)
+    written.append(path)
+    while gate and len(written) > 1 and not os.path.exists(gate):
+        time.sleep(0.01)
     return path
 
 
@@ -77,9 +82,11 @@ class Work:
         self.files = files_below(folder / "whole")
         assert len(self.files) > 20
 
-    def start(self, cache: Path, workers: int = 0, rows: int = N, delay: float = 0.0) -> subprocess.Popen[str]:
+    def start(
+        self, cache: Path, workers: int = 0, rows: int = N, delay: float = 0.0, gate: Path | str = ""
+    ) -> subprocess.Popen[str]:
         """Start an extraction of the first `rows` images in a process group of its own."""
-        words = [str(self.photos), str(cache), *map(str, (VIEWS, workers, rows, delay))]
+        words = [str(self.photos), str(cache), *map(str, (VIEWS, workers, rows, delay, gate))]
         root = str(Path(__file__).parents[2])
         return subprocess.Popen(
             [sys.executable, str(self.script), *words],
@@ -177,7 +184,7 @@ def test_several_processes_share_one_extraction(work, tmp_path):
 def test_a_killed_holder_of_the_lock_holds_up_nobody(work, tmp_path, workers):
     """Killed alone: processes that decode for it may live on for a few seconds."""
     cache = tmp_path / "cache"
-    holder = work.start(cache, workers, delay=0.2)
+    holder = work.start(cache, workers, gate=tmp_path / "never")
     read_until(holder, "published", 2)
     waiting = [work.start(cache) for _ in range(3)]
     for process in waiting:
@@ -207,12 +214,14 @@ def test_a_reader_is_not_held_up_by_a_writer(work, tmp_path):
     """While one process computes, others that want what is stored neither wait nor fail nor disturb it."""
     cache = tmp_path / "cache"
     few = work.finish(cache, rows=8)
-    writer = work.start(cache, delay=0.5)
+    gate = tmp_path / "gate"
+    writer = work.start(cache, gate=gate)
     read_until(writer, "published", 2)
     for _ in range(2):
         reader = work.start(cache, rows=8)
         answer, said = reader.communicate(timeout=60)
         assert json.loads(answer) == {**few, "n_computed": 0} and "waiting" not in said
     assert writer.poll() is None, "it is still at work"
+    gate.touch()
     answer, said = writer.communicate(timeout=60)
     assert writer.returncode == 0 and json.loads(answer)["sum"] == work.answer["sum"], said

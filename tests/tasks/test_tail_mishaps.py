@@ -100,6 +100,7 @@ def test_other_images_are_noticed_before_the_first_checkpoint(photos: Path, tmp_
         resumed(tmp_path / "run")
 
 
+@pytest.mark.usefixtures("half")
 def test_a_run_that_another_process_finishes_meanwhile_stays_as_it_is(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
