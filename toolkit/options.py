@@ -14,7 +14,7 @@ from toolkit.settings import COMMON_RANGES, NUMBER, Range, check_backbone, check
 NAMES: dict[str, tuple[str, ...]] = {
     "strategy": ("auto", *STRATEGIES),
     **RECIPE_NAMES,
-    "augment": ("none", "crop", "standard", "trivial", "rand"),
+    "augment": ("none", "crop", "light", "standard", "trivial", "rand"),
     "class_weights": ("none", "balanced"),
     "precision": ("auto", "32-true", "bf16-mixed", "16-mixed"),
     "head": ("auto", "ridge", "logistic", "knn"),

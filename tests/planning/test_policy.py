@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,13 @@ from toolkit.planning.policy import choose_strategy, epochs_for, freezing, make_
 SIZES = (1, 2, 3, 4, 5, 6, 7, 8)
 
 
-def facts(n_train: int, typical: float = 100.0) -> Facts:
-    return Facts(n_train, 10, 0, 5, 3, typical)
+def facts(n_train: int, typical: float = 100.0, side_px: int | None = None) -> Facts:
+    return Facts(n_train, 10, 0, 5, 3, typical, side_px)
 
 
-def make(options: Options, n_train: int = 100, **changes: Any) -> TransferPlan:
+def make(options: Options, n_train: int = 100, side_px: int | None = None, **changes: Any) -> TransferPlan:
     settings = {"backbone": "net", "stage_sizes": SIZES, "taps": (5, 6, 7), "image_size_px": 224, **changes}
-    return make_plan(facts(n_train), options, **settings)
+    return make_plan(facts(n_train, side_px=side_px), options, **settings)
 
 
 def test_facts_count_what_is_there() -> None:
@@ -45,7 +46,9 @@ def test_facts_count_what_is_there() -> None:
         "n_classes": 3,
         "min_per_class": 1,
         "median_per_class": 2.0,
+        "side_px": None,
     }
+    assert facts_of(replace(manifest, size=(640, 480))).side_px == 480
 
 
 @pytest.mark.parametrize(
@@ -202,3 +205,22 @@ def test_a_rate_that_is_seldom_good_for_pretrained_stages_is_told(settings: dict
     plan = make(Options(strategy="partial", **settings))
     assert any(reason.startswith("warning: pretrained stages learn at up to") for reason in plan.reasons) == warned
     assert not any("warning" in reason for reason in make(Options(strategy="scratch", lr=0.1)).reasons)
+
+
+@pytest.mark.parametrize(
+    ("side_px", "options", "augmentation"),
+    [
+        (None, {}, "standard"),
+        (224, {}, "standard"),
+        (223, {}, "light"),
+        (28, {"augment": "standard"}, "standard"),
+        (28, {"strategy": "head", "views": 4}, "light"),
+        (28, {"strategy": "head"}, "none"),
+    ],
+)
+def test_images_that_are_enlarged_are_cropped_lightly(
+    side_px: int | None, options: dict[str, Any], augmentation: str
+) -> None:
+    plan = make(Options(**{"strategy": "full", **options}), side_px=side_px)
+    assert plan.augmentation == augmentation
+    assert any("the network sees 224" in reason for reason in plan.reasons) == (augmentation == "light")

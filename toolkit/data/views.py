@@ -62,6 +62,7 @@ class Augmentation:
 AUGMENTATIONS = {
     "none": Augmentation("none", min_scale=1.0, max_aspect=1.0, flip=False, colour=0.0),
     "crop": Augmentation("crop", min_scale=0.6, max_aspect=1.2, flip=False, colour=0.0),
+    "light": Augmentation("light", min_scale=0.6, max_aspect=1.2, flip=True, colour=0.0),
     "standard": Augmentation("standard", min_scale=0.35, max_aspect=4 / 3, flip=True, colour=0.2),
     "trivial": Augmentation("trivial", min_scale=0.35, max_aspect=4 / 3, flip=True, colour=0.0, policy="trivial"),
     "rand": Augmentation("rand", min_scale=0.35, max_aspect=4 / 3, flip=True, colour=0.0, policy="rand"),

@@ -12,7 +12,10 @@ from toolkit.data.manifest import TEST, TRAIN, VAL, Manifest
 
 @dataclass(frozen=True)
 class Facts:
-    """Counts of a split Manifest: images by split, classes, and training images of the least and the median class."""
+    """Counts of a split Manifest: images by split, classes, and training images of the least and the median class.
+
+    side_px: the shorter side of the images, where all have the same size; else None.
+    """
 
     n_train: int
     n_val: int
@@ -20,6 +23,7 @@ class Facts:
     n_classes: int
     min_per_class: int
     median_per_class: float
+    side_px: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -30,4 +34,5 @@ def facts_of(manifest: Manifest) -> Facts:
     """Count a Manifest whose splits are assigned."""
     counts = manifest.class_counts(TRAIN)
     n_train, n_val, n_test = (int((manifest.splits == split).sum()) for split in (TRAIN, VAL, TEST))
-    return Facts(n_train, n_val, n_test, len(manifest.classes), int(counts.min()), float(np.median(counts)))
+    side = None if manifest.size is None else min(manifest.size)
+    return Facts(n_train, n_val, n_test, len(manifest.classes), int(counts.min()), float(np.median(counts)), side)

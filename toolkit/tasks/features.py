@@ -47,7 +47,7 @@ def extract_features(
         taps: stages whose pooled outputs are the features, such as 5,6,7; the last one by default
         image_size: side of the square input in pixels; the weights' own by default
         views: rows of an image, numbered in a column `view`: the clean one, then augmented ones; 1 by default
-        augment: standard (crop, flip, colour; default), crop, none, trivial or rand (-Augment): what makes the views
+        augment: standard (crop, flip, colour; default), light (crop, flip), crop, none, trivial or rand (-Augment)
         seed: of the augmented views; one seed, one result
         weights: a checkpoint file (safetensors or state dict) instead of the backbone's own weights
         cache: false keeps nothing on disk but the file
