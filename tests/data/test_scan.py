@@ -60,6 +60,22 @@ def test_class_folders_are_unassigned_and_sorted(photo_folder):
     assert scan(str(photo_folder)).fingerprint() == manifest.fingerprint()
 
 
+def test_sizes_stay_beside_their_paths(tmp_path):
+    wanted = {}
+    for number, name in enumerate(("a/2.png", "b/1.png", "a/1.png", "b/0.png")):
+        wanted[name] = (30 + number, 20)
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        photo(0, 0).resize(wanted[name]).save(tmp_path / name)
+    write(tmp_path / "a/1b.png")  # is quarantined
+    manifest = scan(tmp_path)
+    for some in (manifest, manifest.without([(1, "gone")]), manifest.without([(0, "gone"), (3, "gone")])):
+        assert some.sizes.dtype == np.int32 and some.size is None
+        assert {path: tuple(size) for path, size in zip(some.paths, some.sizes.tolist(), strict=True)} == {
+            path: wanted[path] for path in some.paths
+        }
+    assert manifest.without([(0, ""), (1, ""), (2, "")]).size == (31, 20)
+
+
 def test_a_relative_source_gives_the_same_manifest(photo_folder, monkeypatch):
     monkeypatch.chdir(photo_folder.parent)
     assert scan("photos").root == photo_folder

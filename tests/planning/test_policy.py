@@ -46,9 +46,10 @@ def test_facts_count_what_is_there() -> None:
         "n_classes": 3,
         "min_per_class": 1,
         "median_per_class": 2.0,
-        "side_px": None,
+        "median_side_px": None,
     }
-    assert facts_of(replace(manifest, size=(640, 480))).side_px == 480
+    sizes = np.array([[640, 480], [480, 640], [200, 100], [500, 900], [80, 99], [700, 500], *[[9, 9]] * 3], np.int32)
+    assert facts_of(replace(manifest, sizes=sizes)).median_side_px == 480
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ def read_idx(
         paths=tuple(paths[index] for index in order),
         labels=np.array([label_of[names[index]] for index in order], np.int64),
         splits=np.array([TEST if paths[index].startswith("test/") else UNASSIGNED for index in order], np.int8),
-        size=(width, height),
+        sizes=np.tile(np.array([width, height], np.int32), (len(paths), 1)),
     )
     return manifest, pixels[order]
 

@@ -35,7 +35,7 @@ class Manifest:
     splits: int8 (N,), TRAIN, VAL, TEST, or UNASSIGNED where the folder does not say.
     quarantined: image files that could not be used. n_skipped: hidden files and files that are no images.
     remarks: sentences for the person (a class with a single image, say).
-    size: width and height of all images, by their headers; None where they differ, or nobody looked.
+    sizes: int32 (N, 2), widths and heights by the files' headers; (0, 2) where nobody looked.
     """
 
     root: Path
@@ -46,7 +46,7 @@ class Manifest:
     quarantined: tuple[Quarantined, ...] = ()
     n_skipped: int = 0
     remarks: tuple[str, ...] = field(default=())
-    size: tuple[int, int] | None = None
+    sizes: NDArray[np.int32] = field(default_factory=lambda: np.empty((0, 2), np.int32))
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -55,6 +55,14 @@ class Manifest:
     def n_scanned(self) -> int:
         """Number of files met: used + quarantined + skipped."""
         return len(self) + len(self.quarantined) + self.n_skipped
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Width and height of all images; None where they differ, or nobody looked."""
+        if not len(self.sizes) or (self.sizes != self.sizes[0]).any():
+            return None
+        width, height = self.sizes[0].tolist()
+        return width, height
 
     def file(self, index: int) -> Path:
         """Return the path of image `index` on disk."""
@@ -81,6 +89,7 @@ class Manifest:
             paths=tuple(path for path, keep in zip(self.paths, kept, strict=True) if keep),
             labels=self.labels[kept],
             splits=self.splits[kept],
+            sizes=self.sizes[kept] if len(self.sizes) else self.sizes,
             quarantined=tuple(sorted(self.quarantined + moved, key=lambda item: item.path)),
         )
 

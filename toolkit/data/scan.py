@@ -7,6 +7,7 @@ followed, to files and to folders; a folder is entered once within one class, so
 from __future__ import annotations
 
 import os
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -78,7 +79,7 @@ def scan_flat(source: str | os.PathLike[str], *, max_pixels: int = DEFAULT_MAX_P
 
 @dataclass
 class _Found:
-    """What a scan has met so far. rows: (path, class name or None, split)."""
+    """What a scan has met so far. rows: (path, class name or None, split). sizes: width and height of each, in a row."""
 
     root: Path
     max_pixels: int
@@ -86,7 +87,7 @@ class _Found:
     quarantined: list[Quarantined] = field(default_factory=list)
     n_skipped: int = 0
     remarks: list[str] = field(default_factory=list)
-    sizes: set[tuple[int, int]] = field(default_factory=set)
+    sizes: array[int] = field(default_factory=lambda: array("i"))
 
     def add_image(self, path: str, name: str | None, split: int) -> None:
         """Add a file that claims to be an image, as a row or as quarantined."""
@@ -99,8 +100,7 @@ class _Found:
             self.quarantine(path, str(reason))
         else:
             self.rows.append((path, name, split))
-            if len(self.sizes) < 2:  # more need not be remembered to know that they differ
-                self.sizes.add(size)
+            self.sizes.extend(size)
 
     def quarantine(self, path: str, reason: str) -> None:
         """Record a file that is not used; bytes of its name that are no UTF-8 are shown as escapes."""
@@ -173,7 +173,8 @@ class _Found:
 
     def manifest(self, classes: tuple[str, ...]) -> Manifest:
         """Return what was found, sorted by path."""
-        rows = sorted(self.rows, key=lambda row: row[0])
+        order = sorted(range(len(self.rows)), key=lambda row: self.rows[row][0])
+        rows = [self.rows[row] for row in order]
         label_of = {name: label for label, name in enumerate(classes)}
         return Manifest(
             root=self.root,
@@ -184,7 +185,7 @@ class _Found:
             quarantined=tuple(sorted(self.quarantined, key=lambda item: item.path)),
             n_skipped=self.n_skipped,
             remarks=tuple(self.remarks),
-            size=next(iter(self.sizes)) if len(self.sizes) == 1 else None,
+            sizes=np.array(self.sizes, dtype=np.int32).reshape(-1, 2)[order],
         )
 
 

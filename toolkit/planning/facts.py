@@ -14,7 +14,7 @@ from toolkit.data.manifest import TEST, TRAIN, VAL, Manifest
 class Facts:
     """Counts of a split Manifest: images by split, classes, and training images of the least and the median class.
 
-    side_px: the shorter side of the images, where all have the same size; else None.
+    median_side_px: of the shorter sides of the training images; None where nobody looked at them.
     """
 
     n_train: int
@@ -23,7 +23,7 @@ class Facts:
     n_classes: int
     min_per_class: int
     median_per_class: float
-    side_px: int | None = None
+    median_side_px: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -34,5 +34,6 @@ def facts_of(manifest: Manifest) -> Facts:
     """Count a Manifest whose splits are assigned."""
     counts = manifest.class_counts(TRAIN)
     n_train, n_val, n_test = (int((manifest.splits == split).sum()) for split in (TRAIN, VAL, TEST))
-    side = None if manifest.size is None else min(manifest.size)
+    sides = manifest.sizes[manifest.splits == TRAIN].min(axis=1) if len(manifest.sizes) else ()
+    side = float(np.median(sides)) if len(sides) else None
     return Facts(n_train, n_val, n_test, len(manifest.classes), int(counts.min()), float(np.median(counts)), side)

@@ -118,10 +118,11 @@ def augmentation_for(facts: Facts, image_size_px: int) -> tuple[str, list[str]]:
     Images that are enlarged for the network have no more to show in a closer crop. (`full` on 7,000 images of
     Fashion-MNIST, 28 px, at 64 px for 3 epochs, by scripts/bench/recipes: 0.900 with light, 0.899 with crop.)
     """
-    if facts.side_px is None or facts.side_px >= image_size_px:
+    side = facts.median_side_px
+    if side is None or side >= image_size_px:
         return "standard", []
     return "light", [
-        f"the images have {facts.side_px} px and the network sees {image_size_px}: views are light, without close crops"
+        f"the images have {side:g} px (median) and the network sees {image_size_px}: no close crops in their views"
     ]
 
 
