@@ -79,7 +79,7 @@ def scan_flat(source: str | os.PathLike[str], *, max_pixels: int = DEFAULT_MAX_P
 
 @dataclass
 class _Found:
-    """What a scan has met so far. rows: (path, class name or None, split). sizes: width and height of each, in a row."""
+    """What a scan has met so far. rows: (path, class name or None, split). sizes: width and height, row after row."""
 
     root: Path
     max_pixels: int
