@@ -6,6 +6,7 @@ import os
 import shutil
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 
 from tests.photos import make_photos, photo
 from toolkit.data.manifest import TEST, TRAIN, UNASSIGNED, VAL, Manifest
-from toolkit.data.scan import scan, scan_flat
+from toolkit.data.scan import scan, scan_flat, with_sizes
 from toolkit.errors import DataError
 
 
@@ -74,6 +75,18 @@ def test_sizes_stay_beside_their_paths(tmp_path):
             path: wanted[path] for path in some.paths
         }
     assert manifest.without([(0, ""), (1, ""), (2, "")]).size == (31, 20)
+    unseen = replace(manifest, sizes=manifest.sizes[:0])
+    assert unseen.size is None and (with_sizes(unseen).sizes == manifest.sizes).all()
+    (tmp_path / manifest.paths[2]).unlink()
+    assert with_sizes(unseen).sizes.tolist()[1:3] == [manifest.sizes[1].tolist(), [0, 0]]
+    with pytest.raises(ValueError, match="sizes of 4 images or none expected, got 2"):
+        replace(manifest, sizes=manifest.sizes[:2])
+
+
+def test_a_header_may_claim_any_side(tmp_path, monkeypatch):
+    image(tmp_path / "a/1.png"), image(tmp_path / "b/1.png")
+    monkeypatch.setattr("toolkit.data.scan.probe_image", lambda *_: (3_000_000_000, 1))
+    assert scan(tmp_path).size == (2**31 - 1, 1)
 
 
 def test_a_relative_source_gives_the_same_manifest(photo_folder, monkeypatch):

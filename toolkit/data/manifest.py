@@ -35,7 +35,7 @@ class Manifest:
     splits: int8 (N,), TRAIN, VAL, TEST, or UNASSIGNED where the folder does not say.
     quarantined: image files that could not be used. n_skipped: hidden files and files that are no images.
     remarks: sentences for the person (a class with a single image, say).
-    sizes: int32 (N, 2), widths and heights by the files' headers; (0, 2) where nobody looked.
+    sizes: int32 (N, 2), widths and heights by the files' headers; (0, 2) where nobody looked (see `with_sizes`).
     """
 
     root: Path
@@ -55,6 +55,10 @@ class Manifest:
     def n_scanned(self) -> int:
         """Number of files met: used + quarantined + skipped."""
         return len(self) + len(self.quarantined) + self.n_skipped
+
+    def __post_init__(self) -> None:
+        if len(self.sizes) not in (0, len(self.paths)):
+            raise ValueError(f"sizes of {len(self.paths)} images or none expected, got {len(self.sizes)}")
 
     @property
     def size(self) -> tuple[int, int] | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +30,7 @@ from toolkit.data.manifest import (
 from toolkit.data.walk import files_below, files_in, folders_in
 from toolkit.errors import DataError
 
+LARGEST_SIDE = 2**31 - 1  # what a Manifest's sizes can hold; a header may claim more
 _LAYOUTS = "DIR/train/CLASS/… with val and test, DIR/CLASS/…, or a CSV of path,label[,split]"
 
 
@@ -77,6 +78,19 @@ def scan_flat(source: str | os.PathLike[str], *, max_pixels: int = DEFAULT_MAX_P
     return found.manifest(())
 
 
+def with_sizes(manifest: Manifest, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Manifest:
+    """Return a Manifest with the sizes of its images, by their headers where nobody looked; 0 for unreadable ones."""
+    if len(manifest.sizes):
+        return manifest
+    sizes = array("i")
+    for row in range(len(manifest)):
+        try:
+            sizes.extend(min(side, LARGEST_SIDE) for side in probe_image(manifest.file(row), max_pixels))
+        except UnreadableImage:
+            sizes.extend((0, 0))
+    return replace(manifest, sizes=np.array(sizes, dtype=np.int32).reshape(-1, 2))
+
+
 @dataclass
 class _Found:
     """What a scan has met so far. rows: (path, class name or None, split). sizes: width and height, row after row."""
@@ -100,7 +114,7 @@ class _Found:
             self.quarantine(path, str(reason))
         else:
             self.rows.append((path, name, split))
-            self.sizes.extend(size)
+            self.sizes.extend(min(side, LARGEST_SIDE) for side in size)
 
     def quarantine(self, path: str, reason: str) -> None:
         """Record a file that is not used; bytes of its name that are no UTF-8 are shown as escapes."""

@@ -34,6 +34,7 @@ def facts_of(manifest: Manifest) -> Facts:
     """Count a Manifest whose splits are assigned."""
     counts = manifest.class_counts(TRAIN)
     n_train, n_val, n_test = (int((manifest.splits == split).sum()) for split in (TRAIN, VAL, TEST))
-    sides = manifest.sizes[manifest.splits == TRAIN].min(axis=1) if len(manifest.sizes) else ()
-    side = float(np.median(sides)) if len(sides) else None
+    known = manifest.sizes[manifest.splits == TRAIN] if len(manifest.sizes) else manifest.sizes
+    sides = known.min(axis=1)
+    side = float(np.median(sides[sides > 0])) if (sides > 0).any() else None
     return Facts(n_train, n_val, n_test, len(manifest.classes), int(counts.min()), float(np.median(counts)), side)

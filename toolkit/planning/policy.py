@@ -184,7 +184,7 @@ def make_plan(
     views = options.views or (1 if epochs is None else min(epochs, STORED_VIEWS) if spec.cut else epochs)
     if views == 1 and recipe is None:
         augmentation = "none"
-    elif options.augment is None:
+    elif options.augment is None and views > 1:
         reasons += told
     return TransferPlan(
         strategy=strategy,

@@ -83,7 +83,7 @@ def finetune(
         weight_decay: of weights; biases and norms are never decayed
         decay_towards: zero (default), or start: the weights that training begins with (L2-SP)
         optimizer: adamw (default) or sgd (momentum 0.9, Nesterov)
-        augment: standard (crop, flip, colour; default), light (crop, flip), crop, none, trivial or rand (-Augment)
+        augment: standard (crop, flip, colour), light (crop, flip), crop, none, trivial, rand (-Augment); by image sizes
         views: distinct views of an image, the clean one first; epochs go through them in turn
         batch_size: images a step; 32 by default
         accumulate: batches whose gradients are added before a step; 1 by default

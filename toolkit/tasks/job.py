@@ -18,6 +18,7 @@ from toolkit.backbones.catalog import as_backbone, build_backbone
 from toolkit.backbones.taps import check_taps, default_taps
 from toolkit.data.loading import default_workers
 from toolkit.data.manifest import Manifest
+from toolkit.data.scan import with_sizes
 from toolkit.data.split import assign_splits
 from toolkit.errors import DataError, SettingError
 from toolkit.features.prefix import prefix_dtype
@@ -122,7 +123,7 @@ def plan_ahead(manifest: Manifest, options: Options, backbone: Backbone) -> Tran
 def plan_for(manifest: Manifest, options: Options, backbone: Backbone) -> TransferPlan:
     """Return the plan for a split Manifest and an open backbone."""
     return make_plan(
-        facts_of(manifest),
+        facts_of(with_sizes(manifest, max_pixels=options.max_pixels)),
         options,
         backbone=backbone.name,
         stage_sizes=backbone.stage_sizes(),

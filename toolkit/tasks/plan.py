@@ -46,7 +46,7 @@ def plan_transfer(
         head: ridge, logistic, knn, or auto, which holds them against each other
         lr: learning rate of the head; the top stage has 1/10, the others 1/100 of it
         weight_decay: of weights; biases and norms are never decayed
-        augment: standard (crop, flip, colour; default), light (crop, flip), crop, or none
+        augment: standard (crop, flip, colour), light (crop, flip), crop, none, trivial, rand (-Augment); by image sizes
         views: distinct augmented views of an image; a new one each epoch by default
         batch_size: images a step; 32 by default
         val: share of each class that validates, where the folders do not say
