@@ -65,3 +65,15 @@ def subset(photos: Path, per_class: int, val: float, seed: int, folder: Path) ->
     with open(folder / "subset.csv", "w", newline="") as file:
         csv.writer(file).writerows([("path", "label", "split"), *rows])
     return folder / "subset.csv"
+
+
+def settings_of(text: str) -> dict[str, Any]:
+    """Return the keys and values of `KEY=VALUE …`: JSON where it is some, else plain text."""
+    values: dict[str, Any] = {}
+    for part in text.split():
+        key, _, value = part.partition("=")
+        try:
+            values[key] = json.loads(value)
+        except ValueError:
+            values[key] = value
+    return values

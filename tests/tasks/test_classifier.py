@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -161,3 +162,12 @@ def test_modules_of_ones_own_are_not_changed(photos: Path) -> None:
     )
     after = [parameter for stage in own for parameter in stage.parameters()]
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_small_arrays_have_light_views_as_small_files_do(tmp_path: Path) -> None:
+    images = [np.full((20, 28, 3), 10 * number, np.uint8) for number in range(8)]
+    out = tmp_path / "run"
+    settings = {"image_size": 64, "strategy": "partial", "epochs": 2, "cache": False, "workers": 0, "mixing": 1.0}
+    ImageClassifier(out=str(out), **settings).fit(images, ["a", "b"] * 4)
+    plan = json.loads((out / "plan.json").read_text())
+    assert (plan["augmentation"], plan["facts"]["median_side_px"]) == ("light", 20)

@@ -119,9 +119,9 @@ def augmentation_for(facts: Facts, image_size_px: int) -> tuple[str, list[str]]:
     """Return what makes the views, and the reason where it is not the usual one.
 
     Images that are enlarged for the network have no more to show in a closer crop. (`full` on 7,000 images of
-    Fashion-MNIST, 28 px, at 64 px for 3 epochs, by scripts/bench/recipes: 0.900 with light, 0.899 with crop, 0.891 with
-    standard. Photographs of flowers, `full` at 128 px, three splits: 0.867 with light, NLL 0.382, 0.856 with standard,
-    NLL 0.396, which is within chance.)
+    Fashion-MNIST, 28 px, at 64 px for 3 epochs of batches of 64, one seed, by scripts/bench/recipes: 0.900 with light,
+    0.899 with crop, 0.891 with standard. Photographs of flowers, `full` at 128 px, three splits: 0.867 with light, NLL
+    0.382, 0.856 with standard, NLL 0.396, which is within chance.)
     """
     side = facts.median_side_px
     if side is None or side >= image_size_px:
