@@ -48,6 +48,10 @@ class Manifest:
     remarks: tuple[str, ...] = field(default=())
     sizes: NDArray[np.int32] = field(default_factory=lambda: np.empty((0, 2), np.int32))
 
+    def __post_init__(self) -> None:
+        if len(self.sizes) not in (0, len(self.paths)):
+            raise ValueError(f"sizes of {len(self.paths)} images or none expected, got {len(self.sizes)}")
+
     def __len__(self) -> int:
         return len(self.paths)
 
@@ -55,10 +59,6 @@ class Manifest:
     def n_scanned(self) -> int:
         """Number of files met: used + quarantined + skipped."""
         return len(self) + len(self.quarantined) + self.n_skipped
-
-    def __post_init__(self) -> None:
-        if len(self.sizes) not in (0, len(self.paths)):
-            raise ValueError(f"sizes of {len(self.paths)} images or none expected, got {len(self.sizes)}")
 
     @property
     def size(self) -> tuple[int, int] | None:

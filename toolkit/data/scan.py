@@ -85,10 +85,15 @@ def with_sizes(manifest: Manifest, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> M
     sizes = array("i")
     for row in range(len(manifest)):
         try:
-            sizes.extend(min(side, LARGEST_SIDE) for side in probe_image(manifest.file(row), max_pixels))
+            sizes.extend(_size(manifest.file(row), max_pixels))
         except UnreadableImage:
             sizes.extend((0, 0))
     return replace(manifest, sizes=np.array(sizes, dtype=np.int32).reshape(-1, 2))
+
+
+def _size(path: Path, max_pixels: int) -> list[int]:
+    """Return width and height as a Manifest can hold them; raises UnreadableImage."""
+    return [min(side, LARGEST_SIDE) for side in probe_image(path, max_pixels)]
 
 
 @dataclass
@@ -107,14 +112,14 @@ class _Found:
         """Add a file that claims to be an image, as a row or as quarantined."""
         try:
             path.encode("utf-8")
-            size = probe_image(self.root / path, self.max_pixels)
+            size = _size(self.root / path, self.max_pixels)
         except UnicodeEncodeError:  # such a name could not be written to any result file
             self.quarantine(path, "the name of the file or of its folder is not valid UTF-8; rename it")
         except UnreadableImage as reason:
             self.quarantine(path, str(reason))
         else:
             self.rows.append((path, name, split))
-            self.sizes.extend(min(side, LARGEST_SIDE) for side in size)
+            self.sizes.extend(size)
 
     def quarantine(self, path: str, reason: str) -> None:
         """Record a file that is not used; bytes of its name that are no UTF-8 are shown as escapes."""

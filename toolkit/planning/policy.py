@@ -120,8 +120,9 @@ def augmentation_for(facts: Facts, image_size_px: int) -> tuple[str, list[str]]:
 
     Images that are enlarged for the network have no more to show in a closer crop. (`full` on 7,000 images of
     Fashion-MNIST, 28 px, at 64 px for 3 epochs of batches of 64, one seed, by scripts/bench/recipes: 0.900 with light,
-    0.899 with crop, 0.891 with standard. Photographs of flowers, `full` at 128 px, three splits: 0.867 with light, NLL
-    0.382, 0.856 with standard, NLL 0.396, which is within chance.)
+    0.899 with crop, 0.891 with standard. `partial` on 238 stamps, 135 px, at 224 px through the trial, three seeds, by
+    scripts/bench/finetune: 0.835, 0.825 with standard, the head 0.825. Photographs of flowers that are not enlarged,
+    `full` at 128 px, three splits: 0.867 with light, NLL 0.382, 0.856 with standard, NLL 0.396: within chance.)
     """
     side = facts.median_side_px
     if side is None or side >= image_size_px:
