@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import random
 import signal
 import time
+from multiprocessing.synchronize import Event
 
 import pytest
 import torch
 
 from tests.killing import Killed, read_until
+from toolkit.data import loading
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -70,10 +73,12 @@ def test_killed_again_and_again(work, tmp_path, workers):
 
 
 @pytest.mark.parametrize(
-    ("number", "code", "workers"), [(signal.SIGTERM, 143, 0), (signal.SIGINT, 130, 2)], ids=["SIGTERM", "SIGINT"]
+    ("number", "code", "workers"),
+    [(signal.SIGTERM, 143, 0), (signal.SIGTERM, 143, 2), (signal.SIGINT, 130, 2)],
+    ids=["SIGTERM", "SIGTERM to the group", "SIGINT"],
 )
 def test_signals_end_with_their_code_after_a_checkpoint(work, tmp_path, number, code, workers):
-    """SIGINT as a terminal sends it: to the whole group, decoding processes too."""
+    """As a terminal, `timeout` or a scheduler sends them: to the whole group, decoding processes too."""
     out = tmp_path / "run"
     process = work.start(work.command(out, workers))
     read_until(process, "saved 8")
@@ -97,3 +102,27 @@ def test_signals_before_training_end_with_their_code(work, tmp_path, number, cod
     assert process.returncode == code, said
     assert ("stopped" if number == signal.SIGTERM else "interrupted") in said
     assert "toolkit/cli.py" not in said, "no traceback of ours (torch may complain of an iterator that was half made)"
+
+
+@pytest.mark.parametrize("told", [1, 2])
+def test_a_decoding_process_outlives_a_first_sigterm_for_a_while(told, monkeypatch):
+    monkeypatch.setattr(loading, "GRACE_S", 2 if told == 1 else 1_000)
+    context = multiprocessing.get_context("fork")
+    ready = context.Event()
+    process = context.Process(target=_wait_for_signals, args=(ready,))
+    process.start()
+    assert ready.wait(60)
+    os.kill(process.pid, signal.SIGTERM)
+    process.join(0.5)
+    assert process.is_alive(), "the main process needs its batches up to a last checkpoint"
+    if told == 2:
+        os.kill(process.pid, signal.SIGTERM)
+    process.join(60)
+    assert process.exitcode == (-signal.SIGALRM if told == 1 else -signal.SIGTERM)
+
+
+def _wait_for_signals(ready: Event) -> None:
+    loading.leave_signals(0)
+    ready.set()
+    while True:
+        time.sleep(1)

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 from collections.abc import Iterator, Sequence
+from types import FrameType
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -23,6 +24,7 @@ from toolkit.errors import LOST_WORKER, ToolkitError
 Failure = tuple[int, str]
 
 LOST_AFTER_S = 120.0  # seconds without a batch after which the processes that decode are given up
+GRACE_S = 60  # seconds for which they go on after a SIGTERM, for the steps up to the last checkpoint
 SHARED_BYTES_A_WORKER = 2 * 32 * 3 * 384**2  # two batches ahead, of 32 images of at most 384 px
 
 
@@ -202,9 +204,19 @@ def is_lost_worker(error: RuntimeError) -> bool:
 
 
 def leave_signals(worker: int) -> None:
-    """Let a worker outlive Ctrl-C, which reaches it too: the main process ends it, after a last checkpoint."""
+    """Let a worker outlive Ctrl-C and SIGTERM: the main process ends it, after a last checkpoint.
+
+    Both reach it too where a terminal, `timeout`, systemd or a cluster's scheduler stops a whole group of processes.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _end_later if hasattr(signal, "alarm") else signal.SIG_DFL)
+
+
+def _end_later(number: int, frame: FrameType | None) -> None:
+    """End the process in GRACE_S, or at once when it is told again."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.alarm(GRACE_S)
 
 
 def clean_batches(
