@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor, nn
 
+from tests.training.tiny import SMALL, folder_data, tiny_backbone
+from toolkit.backbones.catalog import as_backbone
 from toolkit.errors import SettingError
-from toolkit.hardware import autocast, resolve_device, resolve_precision
+from toolkit.features import prefix
+from toolkit.features.prefix import FrozenPrefix, prefix_dtype
+from toolkit.hardware import autocast, resolve_device, resolve_precision, true_float32
+from toolkit.training.fit import FitSettings, fit
+from toolkit.training.module import TransferModule
 
 CPU = torch.device("cpu")
 
@@ -67,3 +74,67 @@ def test_precisions():
     for precision, dtype in (("32-true", torch.float32), ("bf16-mixed", torch.bfloat16)):
         with autocast(precision, CPU):
             assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
+
+
+def convolves_in() -> str:
+    return torch.backends.cudnn.conv.fp32_precision
+
+
+def test_true_float32_ends_as_it_began():
+    before = convolves_in()
+    with pytest.raises(ZeroDivisionError), true_float32():
+        assert convolves_in() == "ieee"
+        raise ZeroDivisionError
+    assert convolves_in() == before != "ieee"
+
+
+class _Spy(nn.Module):
+    """A stage that notes how a GPU would convolve while it runs."""
+
+    seen: list[str] = []  # noqa: RUF012
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        self.seen.append(convolves_in())
+        return pixels
+
+
+def test_float32_is_float32_in_extraction_in_training_and_in_prediction(tmp_path):
+    """cuDNN takes TF32 by itself, and then a GPU's features differ from a CPU's by 2e-3."""
+    _Spy.seen.clear()
+    backbone = as_backbone([_Spy(), *tiny_backbone().stages], preprocessing=SMALL)
+    pixels = torch.zeros((2, 3, 32, 32), dtype=torch.uint8)
+    module = TransferModule(backbone, 3, cut=0)
+    _Spy.seen.clear()  # of what tried the stages out
+    prefix_of_all = FrozenPrefix(backbone, cut=None, taps=(4,))
+    _Spy.seen.clear()
+    prefix_of_all(pixels)
+    assert set(_Spy.seen) == {"ieee"}
+    data = folder_data(tmp_path / "photos")
+    _Spy.seen.clear()
+    fit(
+        module,
+        data,
+        FitSettings(epochs=1, precision="32-true"),
+        folder=tmp_path,
+        history=tmp_path / "h.csv",
+        device=CPU,
+    )
+    assert set(_Spy.seen) == {"ieee"}
+    model = module.trained_model(data.classes)
+    _Spy.seen.clear()
+    model.logits(pixels)
+    assert set(_Spy.seen) == {"ieee"} and convolves_in() != "ieee"
+
+
+@pytest.mark.parametrize(
+    ("has", "error", "dtype"),
+    [(True, 4e-3, torch.bfloat16), (True, 5e-2, torch.float32), (False, 4e-3, torch.float32)],
+)
+def test_half_precision_only_where_it_is_exact_enough(monkeypatch, has, error, dtype):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: has)
+    monkeypatch.setattr(prefix, "bfloat16_error", lambda backbone, device: error)
+    cuda = torch.device("cuda")
+    assert prefix_dtype(tiny_backbone(), "auto", cuda) == dtype
+    assert prefix_dtype(tiny_backbone(), "bf16-mixed", cuda) == torch.bfloat16
+    assert prefix_dtype(tiny_backbone(), "32-true", cuda) == torch.float32
+    assert prefix_dtype(tiny_backbone(), "auto", torch.device("mps")) == torch.float32

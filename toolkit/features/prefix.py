@@ -14,11 +14,13 @@ from toolkit.backbones.normalise import Normalise
 from toolkit.errors import SettingError
 from toolkit.features.fold import frozen_copies, plain_copies
 from toolkit.features.sample import sample_images
+from toolkit.hardware import true_float32
 
 CHUNK = 16  # images in every forward pass, padded where there are fewer; larger ones are no faster on a CPU
 
 # Half precision is taken by itself only where it moves the pooled features by less than this (relative, on images
-# with the spectrum of photographs). EfficientNet-Lite0 in bfloat16: 3e-2; its depthwise convolutions sum up badly.
+# with the spectrum of photographs). EfficientNet-Lite0 in bfloat16: 3e-2 on a CPU, 5e-2 on an H200; its depthwise
+# convolutions sum up badly. A ResNet-50 of random weights: 4e-3.
 HALF_PRECISION_ERROR = 1e-2
 
 
@@ -103,7 +105,7 @@ class FrozenPrefix:
         """Return the Activations of one forward pass, whatever its size."""
         pooled: list[Tensor] = []
         at_cut = None
-        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False), true_float32():
             activation = self.normalise(pixels.to(self.device)).to(self.dtype)
             activation = activation.contiguous(memory_format=torch.channels_last)
             for index, stage in enumerate(self._stages_for((pixels.shape[2], pixels.shape[3]))):
@@ -142,31 +144,32 @@ def _padded(tensor: Tensor) -> Tensor:
 def prefix_dtype(backbone: Backbone, precision: str, device: torch.device) -> torch.dtype:
     """Return the number format of frozen forwards for a precision of the user's.
 
-    "auto" is bfloat16 on CUDA devices that have it, and on CPUs that have it where the backbone's features then move
-    by less than HALF_PRECISION_ERROR; else float32. A decision by what the machine can do, never by a clock.
+    "auto" is bfloat16 on devices that compute in it where the backbone's features then move by less than
+    HALF_PRECISION_ERROR; else float32. A decision by what the machine can do, never by a clock.
     """
-    if precision == "auto" and device.type == "cuda":
-        precision = "bf16-mixed" if torch.cuda.is_bf16_supported() else "32-true"
-    if precision == "auto" and device.type == "cpu" and _cpu_has_bfloat16():
-        precision = "bf16-mixed" if bfloat16_error(backbone) < HALF_PRECISION_ERROR else "32-true"
+    if precision == "auto":
+        rough = _has_bfloat16(device) and bfloat16_error(backbone, device) < HALF_PRECISION_ERROR
+        precision = "bf16-mixed" if rough else "32-true"
     return {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision, torch.float32)
 
 
-def bfloat16_error(backbone: Backbone) -> float:
+def bfloat16_error(backbone: Backbone, device: torch.device) -> float:
     """Return |b16 − f32| / |f32| of the last stage's pooled features on two sample images."""
     normalise = Normalise(backbone.preprocessing)
     pooled = []
-    with torch.no_grad():
+    with torch.no_grad(), true_float32():
         for dtype in (torch.float32, torch.bfloat16):
-            activation = normalise(sample_images(2, backbone.preprocessing.crop_px)).to(dtype)
-            for stage in plain_copies(backbone.stages).cpu().to(dtype):
+            activation = normalise(sample_images(2, backbone.preprocessing.crop_px)).to(device, dtype)
+            for stage in plain_copies(backbone.stages).to(device, dtype):
                 activation = stage(activation)
             pooled.append(backbone.pool(activation.float()))
     exact, rough = pooled
     return float((rough - exact).norm() / exact.norm().clamp_min(1e-30))
 
 
-def _cpu_has_bfloat16() -> bool:
-    """Return whether the CPU multiplies bfloat16 matrices in hardware (AMX or AVX-512 BF16)."""
+def _has_bfloat16(device: torch.device) -> bool:
+    """Return whether a device multiplies bfloat16 matrices in hardware (of CPUs those with AMX or AVX-512 BF16)."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported())
     probes = [getattr(torch.cpu, name, None) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported")]
-    return any(probe is not None and bool(probe()) for probe in probes)
+    return device.type == "cpu" and any(probe is not None and bool(probe()) for probe in probes)

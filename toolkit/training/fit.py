@@ -17,6 +17,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from toolkit.data.datamodule import ManifestData
 from toolkit.data.manifest import VAL
 from toolkit.errors import Interrupted
+from toolkit.hardware import true_float32
 from toolkit.training.best import BestWeights
 from toolkit.training.checkpoints import LAST, Checkpoints, WholeCheckpointIO
 from toolkit.training.collapse import CollapsedError, CollapseGuard
@@ -58,7 +59,7 @@ def fit(
     """
     checkpoint = folder / LAST
     validates = len(data.manifest.rows(VAL)) > 0
-    with stop_on_signals() as stop, _quiet():
+    with stop_on_signals() as stop, _quiet(), true_float32():
         callbacks: list[Callback] = [StepProgress(), History(history, row)]
         if settings.start is not None:
             callbacks.append(CollapseGuard(len(data.manifest.classes), settings.start))

@@ -11,6 +11,7 @@ from torch import Tensor
 from toolkit.backbones.backbone import Backbone
 from toolkit.data.preprocessing import Preprocessing
 from toolkit.features.prefix import Activations, in_chunks
+from toolkit.hardware import true_float32
 from toolkit.training.network import TransferNetwork
 from toolkit.training.passes import dropout_layers, sampled_logits
 
@@ -59,6 +60,7 @@ class TrainedModel:
         network.renew_prefix()
         return cls(network.eval(), classes, backbone.name, backbone.weights, backbone.layout, preprocessing, max_pixels)
 
+    @true_float32()
     def logits(self, inputs: Tensor | Activations, device: torch.device | None = None) -> Tensor:
         """Return float32 (N, C) on the CPU for uint8 (N, 3, S, S), or for the float32 Activations of the frozen stages.
 
@@ -79,6 +81,7 @@ class TrainedModel:
             scores: Tensor = network(network.prefix().run(pixels) if network.spec.cut else pixels)
             return scores.float()
 
+    @true_float32()
     def sampled_logits(self, pixels: Tensor, passes: int, device: torch.device | None = None) -> Tensor:
         """Return float32 (K, N, C) on the CPU for uint8 (N, 3, S, S), N >= 1: the scores of K passes with dropout.
 
