@@ -7,6 +7,7 @@ import dataclasses
 import inspect
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -169,25 +170,39 @@ def test_what_is_no_number_is_refused_by_its_range(
         assert f"error: {key}: {kind} expected, got {value!r} (toolkit" in capsys.readouterr().err
 
 
+PARTIAL = {"strategy": "partial", "cut": 5, "batch_size": 4, "views": 2}
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"seed": 3, "val": 0.4, **PARTIAL},
+        {**PARTIAL, "augment": "none"},
+        {"strategy": "full", "lr": 1e-3, "epochs": 3},
+        {"strategy": "head", "head": "ridge", "taps": [6, 7]},
+        {"strategy": "head", "views": 4},
+        {"strategy": "head", "views": 4, "augment": "crop"},
+        {},
+    ],
+    ids=str,
+)
 def test_plan_is_printed_with_the_command_that_carries_it_out(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    given: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = make_photos(tmp_path / "my photos", {"cat": 5, "dog": 5})
-    given = ["--seed", "3", "--val", "0.4", "--strategy", "partial", "--batch_size", "4", "--views", "2", "--cut", "5"]
-    assert main(["plan", str(data), "--image_size", "32", *given]) == 0
-    captured = capsys.readouterr()
-    assert captured.out.startswith("plan: partial (head and stages 5 to 7) on efficientnet_lite0 at 32 px\n")
-    import shlex
-
-    words = shlex.split(captured.out.partition("to carry it out:\n")[2])
+    given = {"image_size": 32, **given}
+    spelled = {key: ",".join(map(str, value)) if isinstance(value, list) else value for key, value in given.items()}
+    assert main(["plan", str(data), *(f"--{key}={value}" for key, value in spelled.items())]) == 0
+    printed = capsys.readouterr().out
+    first = toolkit.plan_transfer(str(data), **given)
+    assert printed.startswith(f"plan: {first.strategy}")
+    words = shlex.split(printed.partition("to carry it out:\n")[2])
     assert words[:2] == ["toolkit", "finetune"]
     values = parsed("finetune", *words[2:])
     again = toolkit.plan_transfer(**{key: values[key] for key in signature("plan")})
-    first = toolkit.plan_transfer(
-        str(data), image_size=32, seed=3, val=0.4, strategy="partial", batch_size=4, views=2, cut=5
-    )
-    assert dataclasses.replace(again, overridden=()) == dataclasses.replace(first, overridden=())
-    assert (values["seed"], values["val"], values["batch_size"]) == (3, 0.4, 4)
+    alike = {"overridden": (), "reasons": ()}  # which tell what was set
+    assert dataclasses.replace(again, **alike) == dataclasses.replace(first, **alike)
+    assert all(values[key] == value for key, value in given.items() if key in ("seed", "val", "batch_size", "views"))
 
 
 def test_plan_json_is_all_that_is_on_stdout(photo_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

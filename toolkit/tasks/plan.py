@@ -76,7 +76,8 @@ def command_of(plan: TransferPlan, values: Mapping[str, Any]) -> str:
         keys["cut"] = plan.cut
     if plan.epochs is not None and plan.recipe is not None:
         keys |= {"epochs": plan.epochs, "lr": plan.recipe.lr, "weight_decay": plan.recipe.weight_decay}
-        keys |= {"augment": plan.augmentation}
+    if plan.recipe is not None or plan.views > 1:
+        keys["augment"] = plan.augmentation
     for key in ("views", "batch_size", "val", "max_pixels", "seed"):
         if values.get(key, getattr(Options, key)) != getattr(Options, key):
             keys[key] = values[key]
