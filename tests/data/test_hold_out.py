@@ -44,6 +44,24 @@ def test_every_class_gives_the_asked_share_and_keeps_an_image(counts, share, see
         assert out <= whole and (out == whole or sum(wanted) > most)
 
 
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(1, 40), min_size=2, max_size=5), st.floats(0.01, 0.5), st.integers(0, 2**70))
+def test_parts_have_no_image_in_common_and_are_alike(counts, share, seed):
+    manifest = manifest_of(counts)
+    parts = [hold_out(manifest, share, EVERYTHING, seed, part) for part in range(4)]
+    held = [paths(part, VAL) for part in parts]
+    assert parts[0].splits.tolist() == hold_out(manifest, share, EVERYTHING, seed).splits.tolist()
+    assert sum(map(len, held)) == len(set().union(*held))
+    assert all(len(later) <= len(held[0]) for later in held)
+    for number, part in enumerate(parts):
+        wanted = [0 if count == 1 else min(max(1, round(share * count)), count - 1) for count in counts]
+        kept, outs = part.class_counts(TRAIN).tolist(), part.class_counts(VAL).tolist()
+        for count, left, out, whole in zip(counts, kept, outs, wanted, strict=True):
+            assert left + out == count and left >= 1 and out <= whole
+            if sum(wanted) <= max(1, round(share * sum(counts))):  # no class gives more than its share
+                assert out == max(0, min(whole, count - number * whole))
+
+
 def test_a_class_with_one_image_keeps_it():
     held = hold_out(manifest_of([10, 1, 1]), 0.2, EVERYTHING, 0)
     assert held.class_counts(VAL).tolist() == [2, 0, 0] and held.class_counts(TRAIN).tolist() == [8, 1, 1]

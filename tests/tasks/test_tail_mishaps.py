@@ -27,7 +27,7 @@ from tests.tasks.trials import (  # fixtures among them
 )
 from toolkit.errors import ArtifactError, Interrupted
 from toolkit.tasks import run as run_module
-from toolkit.tasks import tail, tail_fit
+from toolkit.tasks import tail_fit, trial
 
 __all__ = ["fits", "half", "photos"]
 
@@ -142,7 +142,7 @@ def test_the_trial_is_judged_batch_by_batch(photos: Path, tmp_path: Path, monkey
 
     alive: list[Any] = []
     most = 0
-    make = tail.make_data
+    make = trial.make_data
 
     def watched(*arguments: Any) -> Any:
         data = make(*arguments)
@@ -159,7 +159,7 @@ def test_the_trial_is_judged_batch_by_batch(photos: Path, tmp_path: Path, monkey
         monkeypatch.setattr(data, "val_dataloader", batches)
         return data
 
-    monkeypatch.setattr(tail, "make_data", watched)
+    monkeypatch.setattr(trial, "make_data", watched)
     go(photos, tmp_path / "run", batch_size=2)
     assert len(alive) > 5 and most <= 1
 

@@ -30,7 +30,7 @@ from tests.tasks.trials import (  # fixtures among them
 )
 from toolkit.data.manifest import TEST, TRAIN, VAL
 from toolkit.errors import Interrupted
-from toolkit.tasks import tail
+from toolkit.tasks import trial
 from toolkit.tasks.run import Run
 from toolkit.training.mixing import NO_JUDGE, SHARES, Verdict
 
@@ -74,26 +74,27 @@ def test_the_trial_goes_without_the_images_that_judge_it(
     photos: Path, tmp_path: Path, fits: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     judged, taught = [], []
-    judge, choose = tail.judge, tail.choose_head
+    judge, choose = trial.judge, trial.choose_head
 
     def seen(scores: Any, labels: Any, *more: Any) -> Verdict:
         judged.append(labels)
         return judge(scores, labels, *more)
 
-    monkeypatch.setattr(tail, "judge", seen)
+    monkeypatch.setattr(trial, "judge", seen)
 
     def noted(features: Any, labels: Any, *more: Any, **settings: Any) -> Any:
         taught.append(labels)
         return choose(features, labels, *more, **settings)
 
-    monkeypatch.setattr(tail, "choose_head", noted)
+    monkeypatch.setattr(trial, "choose_head", noted)
     go(photos, tmp_path / "run")
     (_, _, tried), (_, _, whole) = fits
     assert len(tried.rows(TRAIN)) == 52 and len(tried.rows(VAL)) == 12
     assert set(tried.rows(TRAIN)) | set(tried.rows(VAL)) == set(whole.rows(TRAIN))
     assert set(tried.rows(TEST)) == set(whole.rows(VAL))
     assert [labels.tolist() for labels in judged] == [tried.labels[tried.rows(VAL)].tolist()] * 2, "and confirms"
-    assert [labels.tolist() for labels in taught] == [tried.labels[tried.rows(TRAIN)].tolist()]
+    assert taught[0].tolist() == tried.labels[tried.rows(TRAIN)].tolist()
+    assert [len(labels) for labels in taught] == [52] * 3, "a head for each trial that may be asked"
 
 
 def in_folders(root: Path, val: dict[str, str], n_val: int) -> Path:
@@ -140,13 +141,13 @@ def test_what_is_kept_is_a_mixture_of_the_training_on_all_images(
 def test_of_many_images_what_was_held_out_is_left_out(
     photos: Path, tmp_path: Path, undisturbed: Run, fits: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tail, "REFIT_UP_TO", 63)
+    monkeypatch.setattr(trial, "REFIT_UP_TO", 63)
     found = go(photos, tmp_path / "run")
     assert [name for name, *_ in fits] == ["trial"]
     assert verdict_of(found) == verdict_of(undisturbed) and weights(found) != weights(undisturbed)
-    monkeypatch.setattr(tail, "REFIT_UP_TO", 64)
+    monkeypatch.setattr(trial, "REFIT_UP_TO", 64)
     assert_same(go(photos, tmp_path / "other"), undisturbed)
-    monkeypatch.setattr(tail, "REFIT_UP_TO", 63)
+    monkeypatch.setattr(trial, "REFIT_UP_TO", 63)
     with pytest.MonkeyPatch.context() as patched:
         stop_at(9, "signal", patched)
         with pytest.raises(Interrupted):
@@ -157,7 +158,7 @@ def test_of_many_images_what_was_held_out_is_left_out(
 def test_of_many_images_the_head_that_stays_is_that_of_all(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tail, "REFIT_UP_TO", 1)
+    monkeypatch.setattr(trial, "REFIT_UP_TO", 1)
     found = go(photos, tmp_path / "run", brittle, lr=1.0)
     head = go(photos, tmp_path / "head", brittle, **{**HEAD, "head": found.plan.head})
     assert verdict_of(found).share == 0 and weights(found) == weights(head)

@@ -22,7 +22,7 @@ from tests.tasks.trials import (  # fixtures among them
 )
 from toolkit.errors import Interrupted
 from toolkit.tasks import run as run_module
-from toolkit.tasks import tail
+from toolkit.tasks import tail, trial
 from toolkit.tasks.run import Run
 
 __all__ = ["half", "photos", "undisturbed"]
@@ -58,8 +58,8 @@ def test_stopped_in_a_step_and_resumed_a_run_ends_the_same(
     ("room", "name", "after"),
     [
         (tail, "start_row", False),
-        (tail, "judge", False),
-        (tail, "judge", True),
+        (trial, "judge", False),
+        (trial, "judge", True),
         (run_module, "score", False),
         (run_module, "publish_results", True),
     ],

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from tests.photos import make_photos
 from toolkit.data.manifest import Manifest
-from toolkit.tasks import tail, tail_fit
+from toolkit.tasks import tail_fit, trial
 from toolkit.tasks.finetune import finetune
 from toolkit.tasks.run import Run
 from toolkit.training.mixing import Verdict
@@ -112,7 +112,7 @@ def assert_same(one: Run, other: Run) -> None:
     """Assert that two runs ended in the same weights by the same verdict, and left no checkpoints."""
     assert weights(one) == weights(other)
     assert verdict_of(one) == verdict_of(other)
-    for name in ("history.csv", "trial.csv"):
+    for name in ("history.csv", "trial.csv", "trial2.csv", "trial3.csv"):
         assert (one.path / name).exists() == (other.path / name).exists()
         assert not (one.path / name).exists() or rows(one, name) == rows(other, name)
     assert (one.path / "predictions.csv").read_bytes() == (other.path / "predictions.csv").read_bytes()
@@ -136,7 +136,7 @@ def fits(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, float, Manifest]]:
 @pytest.fixture
 def half(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let every trial end in equal parts of both weights."""
-    monkeypatch.setattr(tail, "judge", half_of(tail.judge))
+    monkeypatch.setattr(trial, "judge", half_of(trial.judge))
 
 
 def half_of(judge: Callable[..., Verdict]) -> Callable[..., Verdict]:
@@ -165,5 +165,5 @@ def stop_at(step: int, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def undisturbed(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Return a run that ends in equal parts of both weights."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(tail, "judge", half_of(tail.judge))
+        patched.setattr(trial, "judge", half_of(trial.judge))
         return go(photos, tmp_path_factory.mktemp("undisturbed") / "run")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from toolkit.heads.linear import LinearHead
 from toolkit.heads.temperature import best_temperature, negative_log_likelihoods
 from toolkit.plan import FreezeSpec
 from toolkit.training.mixing import (
+    LEAST_GAIN,
     NO_JUDGE,
     SHARES,
     SURE,
@@ -77,7 +79,7 @@ def test_other_shares_are_judged_as_well():
 
 
 def stays(verdict):
-    return (verdict.share, verdict.gain, verdict.gain_se) == (0, 0, 0)
+    return verdict.share == 0 and verdict.gain <= max(SURE * verdict.gain_se, LEAST_GAIN)
 
 
 def test_the_head_stays_where_nothing_is_gained():
@@ -103,6 +105,33 @@ def test_a_gain_of_less_than_two_standard_errors_is_not_enough():
         gains = losses[0] - losses[1]
         errors = gains.mean() / (gains.std(ddof=1) / len(gains) ** 0.5)
         assert verdict.share == kept and (1 < errors < SURE if kept == 0 else errors > SURE), errors
+        assert verdict.gain / verdict.gain_se == pytest.approx(errors), "of what came nearest, where nothing is kept"
+
+
+def test_what_could_become_sure_is_kept_once_enough_images_say_the_same():
+    start, end = scores_wrong_on(range(5), 20), scores_wrong_on((5, 6), 20)
+    once = judge(five(start, end), np.zeros(20, np.int64))
+    z = once.gain / once.gain_se
+    assert 1 < z < SURE and once.share == 0
+    for times in (1, 2, 3, 4, 9):
+        more = judge(five(*(np.tile(some, (times, 1)) for some in (start, end))), np.zeros(20 * times, np.int64))
+        likely = once.could_become_sure(times)
+        assert likely == (z * times**0.5 > SURE)
+        assert likely == (more.share > 0) or abs(z * times**0.5 / SURE - 1) < 0.05
+        assert not (more.share > 0 and more.could_become_sure(100)), "what is kept needs no more"
+
+
+def test_what_won_nothing_cannot_become_sure():
+    for verdict in (
+        judge(five(scores_wrong_on((0,))), LABELS),
+        judge(five(scores_wrong_on((0,)), scores_wrong_on((1, 2, 3))), LABELS),
+        judge(five(scores_wrong_on((0,)) * np.nan, scores_wrong_on(())), LABELS),
+        judge(five(scores_wrong_on((0,), 1), scores_wrong_on((), 1)), LABELS[:1]),
+        NO_JUDGE,
+        WENT_ASTRAY,
+    ):
+        assert verdict.share == 0 and not verdict.could_become_sure(1e9), verdict
+        json.dumps(verdict.to_dict(), allow_nan=False)
 
 
 def unsure_and_right():
@@ -119,7 +148,8 @@ def sure_and_wrong(n_wrong):
 def test_the_head_stays_where_accuracy_would_be_lost():
     labels = np.zeros(10, np.int64)
     lower = judge(five(unsure_and_right(), sure_and_wrong(3)), labels)
-    assert stays(lower) and lower.mixtures[1].nll < lower.mixtures[0].nll - 0.3
+    assert lower.share == 0 and lower.mixtures[1].nll < lower.mixtures[0].nll - 0.3
+    assert lower.could_become_sure(1), "of the likelihood it is, and more images may say otherwise of the hits"
     assert judge(five(unsure_and_right(), sure_and_wrong(2)), labels).share == 0.25, "equal accuracy is no loss"
 
 
@@ -222,8 +252,13 @@ def test_a_verdict_survives_json(verdict):
             "kept: fine-tuned weights; on 40 training images held out of it, 0.750 against the head's 0.500, "
             "NLL 0.500 against 1.000 (gain 0.250 ± 0.125)",
         ),
+        (
+            replace(verdict_of(1.0), trials=3),
+            "kept: fine-tuned weights; on 40 training images held out of 3 trials, 0.750 against the head's 0.500, "
+            "NLL 0.500 against 1.000 (gain 0.250 ± 0.125)",
+        ),
     ],
-    ids=["no images", "the head", "a mixture", "fine-tuned"],
+    ids=["no images", "the head", "a mixture", "fine-tuned", "of three trials"],
 )
 def test_what_is_said_of_a_verdict(verdict, said):
     assert str(verdict) == said

@@ -20,14 +20,14 @@ from toolkit.evaluation.csv_text import csv_text
 from toolkit.storage import TEMPORARY_PREFIX, publish_json, publish_text, read_json
 
 CONFIG, PLAN, METRICS, HISTORY = "config.yaml", "plan.json", "metrics.json", "history.csv"
-TRIAL_HISTORY = "trial.csv"
 PREDICTIONS, QUARANTINE = "predictions.csv", "quarantine.csv"
 PER_CLASS, CONFUSION, MISTAKES = "per_class.csv", "confusion.csv", "mistakes.csv"
 MODEL, CHECKPOINTS, LOCK = "model", "checkpoints", "run.lock"
-# Within the checkpoints: a trial of the training, a training begun again after a collapse, and starting weights.
-TRIAL, AGAIN, START = "trial", "again", "start.safetensors"
+# Within the checkpoints: trials of the training, a training begun again after a collapse, and starting weights.
+TRIALS, AGAIN, START = ("trial", "trial2", "trial3"), "again", "start.safetensors"
+TRIAL_HISTORIES = tuple(f"{name}.csv" for name in TRIALS)
 CHECKPOINT_FILES = ("last.ckpt", "best.safetensors", START, LOCK)
-FILES = (CONFIG, PLAN, METRICS, HISTORY, TRIAL_HISTORY, PREDICTIONS, QUARANTINE, PER_CLASS, CONFUSION, MISTAKES)
+FILES = (CONFIG, PLAN, METRICS, HISTORY, *TRIAL_HISTORIES, PREDICTIONS, QUARANTINE, PER_CLASS, CONFUSION, MISTAKES)
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,8 @@ class RunFolder:
     def drop_checkpoints(self) -> None:
         """Remove the checkpoints of a finished run."""
         kept = self.checkpoints
-        for folder in (kept / TRIAL / AGAIN, kept / TRIAL, kept / AGAIN, kept):
+        trials = [kept / name for name in TRIALS]
+        for folder in (*(trial / AGAIN for trial in trials), *trials, kept / AGAIN, kept):
             unfinished = [file.name for file in folder.glob(f"{TEMPORARY_PREFIX}*")]  # a kill leaves them
             for name in (*CHECKPOINT_FILES, *unfinished):
                 (folder / name).unlink(missing_ok=True)

@@ -47,12 +47,13 @@ def train_on_all(manifest: Manifest) -> Manifest:
     return assigned
 
 
-def hold_out(manifest: Manifest, share: float, most: int, seed: int) -> Manifest:
+def hold_out(manifest: Manifest, share: float, most: int, seed: int, part: int = 0) -> Manifest:
     """Return the Manifest with a part of TRAIN as VAL, to try something on, and the former VAL as TEST, out of the way.
 
     Of the n training images of a class, round(share · n) but at least 1 and at most n − 1 are held out; where they
     would be more than `most` or than that share of all, those that their hashes rank last stay. Another hash than that
-    of `assign_splits` picks them. A class of one image keeps it.
+    of `assign_splits` picks them. A class of one image keeps it. part: which of the parts, none of which has an image
+    of another; a class that has too few gives less to the later ones, or nothing.
     """
     splits = np.where(manifest.splits == VAL, TEST, manifest.splits).astype(np.int8)
     train = manifest.splits == TRAIN
@@ -64,7 +65,7 @@ def hold_out(manifest: Manifest, share: float, most: int, seed: int) -> Manifest
     for label in range(len(manifest.classes)):
         rows = np.flatnonzero(train & (manifest.labels == label))
         if len(rows) >= 2:
-            picked += _lowest_ranked(manifest, rows, share, key).tolist()
+            picked += _lowest_ranked(manifest, rows, share, key, part).tolist()
     if len(picked) > fits:  # classes of a few images give one each, which is more than their share
         picked = sorted(picked, key=lambda row: _rank(manifest, row, key))[:fits]
     splits[picked] = VAL
@@ -79,10 +80,13 @@ def _rank(manifest: Manifest, row: int, key: bytes) -> bytes:
     return hashlib.blake2b(manifest.paths[row].encode("utf-8", "surrogatepass"), digest_size=16, key=key).digest()
 
 
-def _lowest_ranked(manifest: Manifest, rows: NDArray[np.int64], val: float, key: bytes) -> NDArray[np.int64]:
-    """Return the rows of one class that go to VAL."""
+def _lowest_ranked(
+    manifest: Manifest, rows: NDArray[np.int64], val: float, key: bytes, part: int = 0
+) -> NDArray[np.int64]:
+    """Return the rows of one class that go to VAL: the first of so many by rank, or the part-th after them."""
     count = min(max(1, round(val * len(rows))), len(rows) - 1)
-    return np.array(sorted(rows.tolist(), key=lambda row: _rank(manifest, row, key))[:count], dtype=np.int64)
+    ranked = sorted(rows.tolist(), key=lambda row: _rank(manifest, row, key))
+    return np.array(ranked[part * count : (part + 1) * count], dtype=np.int64)
 
 
 def _check_classes(manifest: Manifest) -> None:

@@ -45,8 +45,9 @@ class Verdict:
     """Which share of the fine-tuned weights to keep, and the evidence.
 
     share: 0 to 1. n: images held out. gain, gain_se: nats an image that the choice wins over the head, and the standard
-    error of that mean, image by image. mixtures: of SHARES, in their order. reason: why the head stays, where these
-    do not tell.
+    error of that mean, image by image; where the head stays, of the mixture that came nearest to being kept, 0 if none
+    won any. mixtures: of SHARES, in their order. reason: why the head stays, where these do not tell. trials: trainings
+    that the images were held out of, each of another one.
     """
 
     share: float
@@ -55,6 +56,11 @@ class Verdict:
     gain_se: float
     mixtures: tuple[Mixture, ...]
     reason: str = ""
+    trials: int = 1
+
+    def could_become_sure(self, times: float) -> bool:
+        """Return whether the head stays and a mixture would be kept if so many times the images said the same."""
+        return self.share == 0 and self.gain > max(SURE * self.gain_se / times**0.5, LEAST_GAIN)
 
     @property
     def temperature(self) -> float:
@@ -80,7 +86,7 @@ class Verdict:
             return f"fine-tuning steps aside: {self.reason}; the head is kept"
         start = self.mixtures[0]
         best = next(m for m in self.mixtures if m.share == self.share)
-        told = f"on {self.n} training images held out of it"
+        told = f"on {self.n} training images held out of {'it' if self.trials == 1 else f'{self.trials} trials'}"
         if self.share == 0:
             end = self.mixtures[-1]
             return (
@@ -126,12 +132,19 @@ def judge(scores: Sequence[NDArray[Any]], labels: NDArray[np.int64], shares: Seq
         if gains[number].mean() > max(SURE * _error(gains[number]), LEAST_GAIN) and hits[number] >= hits[0]
     ]
     if not kept:
-        return Verdict(shares[0], n, 0.0, 0.0, mixtures)
+        return Verdict(shares[0], n, *_nearest(gains[1:]), mixtures)
     best = min(kept, key=lambda number: mixtures[number].nll)
     lost = {number: losses[number] - losses[best] for number in kept}
     as_good = [number for number in kept if number == best or lost[number].mean() <= _error(lost[number])]
     chosen = max(as_good, key=lambda number: shares[number])
     return Verdict(shares[chosen], n, float(gains[chosen].mean()), _error(gains[chosen]), mixtures)
+
+
+def _nearest(gains: Sequence[NDArray[np.float64]]) -> tuple[float, float]:
+    """Return mean and standard error of the gain that is most standard errors above nothing; zeros if none is."""
+    found = [(float(gain.mean()), _error(gain)) for gain in gains]
+    won = [(mean, error) for mean, error in found if mean > 0 and 0 < error < math.inf]
+    return max(won, key=lambda pair: pair[0] / pair[1], default=(0.0, 0.0))
 
 
 def _error(values: NDArray[np.float64]) -> float:

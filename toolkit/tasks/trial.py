@@ -1,0 +1,172 @@
+"""Trials of a fine-tuning: trained without some of the training images, and judged by them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from toolkit.artifacts.run_folder import TRIALS, RunFolder
+from toolkit.backbones.taps import tap_widths
+from toolkit.data.manifest import TRAIN, VAL, Manifest
+from toolkit.data.split import hold_out
+from toolkit.heads.choose import choose_head
+from toolkit.progress import say
+from toolkit.tasks.job import Job
+from toolkit.tasks.prepare import Prepared
+from toolkit.tasks.tail_fit import Fitted, Phase, fit_from_start, make_data, make_module, read_start, write_start
+from toolkit.training.mixing import NO_JUDGE, SHARES, WENT_ASTRAY, State, Verdict, judge, put_mixture
+from toolkit.training.network import TransferNetwork
+from toolkit.training.trained import TrainedModel
+
+HELD_OUT = 0.2  # of the training images, on which fine-tuning has to show that it earns its place
+HELD_OUT_AT_MOST = 1_000  # then the standard error of an accuracy of 0.9 is a point
+REFIT_UP_TO = 5_000  # training images; above, what was held out is left out for good: a fifth of them at most
+
+
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """One training without the images that judge it: the VAL rows of `manifest`.
+
+    start: the weights that it began with. scores: float32 (n, C) on the CPU for each of SHARES, none where it went
+    astray. labels: int64 (n,).
+    """
+
+    manifest: Manifest
+    fitted: Fitted
+    start: State
+    scores: tuple[Tensor, ...]
+    labels: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Trials:
+    """What was tried, one after the other, and the Verdict by all the images that were held out of one of them."""
+
+    done: tuple[Trial, ...]
+    verdict: Verdict
+
+    @property
+    def rate(self) -> float:
+        """The factor on the recipe's rates with which all of them went well."""
+        return min(trial.fitted.rate for trial in self.done)
+
+    @property
+    def failures(self) -> dict[int, str]:
+        """Files that failed on the way (row: reason)."""
+        return {row: reason for trial in self.done for row, reason in trial.fitted.failures.items()}
+
+
+def is_few(manifest: Manifest) -> bool:
+    """Return whether the training images are so few that none can be spared: then it is trained on all of them."""
+    return len(manifest.rows(TRAIN)) <= REFIT_UP_TO
+
+
+def held_out(manifest: Manifest, seed: int) -> list[Manifest]:
+    """Return the Manifest with other training images held out in each, in the order in which they may be tried.
+
+    There is one where so many images judge that one is enough, and none where no class has two images.
+    """
+    most = len(TRIALS) if is_few(manifest) else 1
+    parts = [hold_out(manifest, HELD_OUT, HELD_OUT_AT_MOST, seed, part) for part in range(most)]
+    return [part for part in parts if len(part.rows(VAL))]
+
+
+def write_trial_starts(folder: RunFolder, tried: Sequence[Manifest], prepared: Prepared, job: Job) -> None:
+    """Publish the weights that each trial would begin with: a head that has not seen the images held out of it."""
+    for name, manifest in zip(TRIALS, tried, strict=False):
+        module = make_module(prepared, job, _head_without(manifest, prepared, job))
+        write_start(folder.checkpoints / name, module, prepared.manifest, None)
+
+
+def run_trials(folder: RunFolder, tried: Sequence[Manifest], prepared: Prepared, job: Job) -> Trials:
+    """Train without the images held out of the first Manifest, and judge by them.
+
+    As long as it is not sure, and as many images again as may be asked could make it so, the next one is tried, and all
+    images that were held out judge together, each by a training that has not seen it.
+    """
+    done: list[Trial] = []
+    for name, manifest in zip(TRIALS, tried, strict=False):
+        trial = _try(folder, name, manifest, prepared, job)
+        done.append(trial)
+        if trial.fitted.end is None:
+            return Trials(tuple(done), WENT_ASTRAY)
+        scores = [torch.cat(parts).numpy() for parts in zip(*(one.scores for one in done), strict=True)]
+        labels = torch.cat([one.labels for one in done]).numpy()
+        verdict = replace(judge(scores, labels, SHARES), trials=len(done)) if len(labels) else NO_JUDGE
+        if len(done) == len(tried) or not verdict.could_become_sure(len(tried) / len(done)):
+            break
+        say(f"trial: not sure yet (gain {verdict.gain:.3f} ± {verdict.gain_se:.3f}): other images judge as well")
+    return Trials(tuple(done), verdict)
+
+
+def judge_mixtures(
+    network: TransferNetwork,
+    start: State,
+    end: State,
+    manifest: Manifest,
+    prepared: Prepared,
+    job: Job,
+    shares: Sequence[float] = SHARES,
+) -> Verdict:
+    """Return the Verdict on mixtures of start and end, by the VAL rows of a Manifest."""
+    scores, labels = _scores_of_mixtures(network, start, end, manifest, prepared, job, shares)
+    return judge([some.numpy() for some in scores], labels.numpy(), shares) if len(labels) else NO_JUDGE
+
+
+def _try(folder: RunFolder, name: str, manifest: Manifest, prepared: Prepared, job: Job) -> Trial:
+    """Train without the images held out, and score them."""
+    n, n_train = len(manifest.rows(VAL)), len(prepared.manifest.rows(TRAIN))
+    say(f"trial: fine-tuning without {n} of the {n_train} training images, to be judged by them")
+    phase = Phase(folder.checkpoints / name, folder.path / f"{name}.csv", manifest, None)
+    start, _ = read_start(phase.folder, prepared.manifest)
+    module = make_module(prepared, job, None)
+    fitted = fit_from_start(module, phase, prepared, job, 1.0)
+    if fitted.end is None:
+        return Trial(manifest, fitted, start, (), torch.empty(0, dtype=torch.int64))
+    scores, labels = _scores_of_mixtures(module.network, start, fitted.end, manifest, prepared, job, SHARES)
+    return Trial(manifest, fitted, start, scores, labels)
+
+
+def _scores_of_mixtures(
+    network: TransferNetwork,
+    start: State,
+    end: State,
+    manifest: Manifest,
+    prepared: Prepared,
+    job: Job,
+    shares: Sequence[float],
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Return scores (n, C) for each share and the labels (n,) of the VAL rows, in one pass over them."""
+    model = TrainedModel.of(network, job.backbone, manifest.classes, job.options.max_pixels)
+    labels: list[Tensor] = []
+    scores: list[list[Tensor]] = [[] for _ in shares]
+    for batch in make_data(prepared, manifest, job).val_dataloader():
+        if len(batch.labels):
+            labels.append(batch.labels)
+            for share, found in zip(shares, scores, strict=True):
+                put_mixture(network, start, end, share)
+                found.append(model.logits(batch.inputs, job.device))
+    network.cpu()
+    if not labels:
+        nothing = torch.empty((0, len(manifest.classes)))
+        return tuple(nothing for _ in shares), torch.empty(0, dtype=torch.int64)
+    return tuple(torch.cat(found) for found in scores), torch.cat(labels)
+
+
+def _head_without(tried: Manifest, prepared: Prepared, job: Job) -> nn.Module:
+    """Return a head of the chosen kind on the chosen taps, trained without the images held out."""
+    assert prepared.probe is not None
+    plan, rows = prepared.plan, tried.rows(TRAIN)
+    return choose_head(
+        prepared.probe.pooled(rows, taps=plan.taps),
+        tried.labels[rows],
+        len(tried.classes),
+        tap_widths(job.backbone, plan.taps),
+        kind=plan.head,
+        tap_sets=(tuple(range(len(plan.taps))),),
+        balanced=job.options.class_weights == "balanced",
+        seed=job.options.seed,
+    ).head
