@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 
@@ -49,17 +49,38 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, dtype=dtype, enabled=precision != "32-true")
 
 
+_float32_lock = threading.Lock()
+_float32_users = 0
+_float32_before: bool | None = None
+
+
 @contextmanager
 def true_float32() -> Iterator[None]:
-    """Have a GPU convolve float32 in float32, also as a decorator.
+    """Have a GPU convolve float32 in float32, also as a decorator; may be nested, and used by several threads.
 
     By itself cuDNN takes TF32, which keeps 10 bits of a factor's 23: EfficientNet-Lite0's features then differ from a
-    CPU's by 2e-3 (relative; H200, scripts/gpu_check).
+    CPU's by 2e-3 (relative; H200, scripts/gpu_check). The setting is the process's: it ends with the last of those that
+    asked for it. A program that has told torch by its newer switches, one by one, has chosen already and is left alone.
     """
-    convolutions: Any = torch.backends.cudnn.conv  # type: ignore[attr-defined]
-    before = convolutions.fp32_precision
-    convolutions.fp32_precision = "ieee"
+    global _float32_users, _float32_before
+    with _float32_lock:
+        if _float32_users == 0:
+            _float32_before = _allow_tf32(False)
+        _float32_users += 1
     try:
         yield
     finally:
-        convolutions.fp32_precision = before
+        with _float32_lock:
+            _float32_users -= 1
+            if _float32_users == 0 and _float32_before is not None:
+                _allow_tf32(_float32_before)
+
+
+def _allow_tf32(allowed: bool) -> bool | None:
+    """Set cuDNN's switch and return what it was; None, and nothing is set, where torch says that it no longer holds."""
+    try:
+        before = bool(torch.backends.cudnn.allow_tf32)
+    except RuntimeError:  # the switches of its operators differ
+        return None
+    torch.backends.cudnn.allow_tf32 = allowed
+    return before

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -211,6 +213,40 @@ def test_a_lost_decoding_process_is_one_line(tmp_path: Path, monkeypatch: pytest
     sampler = SeededSampler(np.arange(4), views=1, seed=0)
     with pytest.raises(ToolkitError, match=r"a decoding process was lost .* --workers 0"):
         list(ResumableLoader(dataset, sampler, batch_size=2, workers=1, pin=False))
+
+
+HANGING = """
+import ctypes, sys
+import numpy as np
+from toolkit.data import loading
+from toolkit.data.preprocessing import Preprocessing
+from toolkit.data.scan import scan
+from toolkit.data.views import AUGMENTATIONS
+from toolkit.errors import ToolkitError
+
+class Hanging(loading.ViewDataset):
+    def __getitem__(self, key):
+        c, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(256)
+        while True:  # the second time it waits for itself
+            c.pthread_mutex_lock(mutex)
+
+loading.LOST_AFTER_S = 3.0
+dataset = Hanging(scan(sys.argv[1]), Preprocessing(8, 8), AUGMENTATIONS["none"], seed=0, max_pixels=10**6)
+sampler = loading.SeededSampler(np.arange(4), views=1, seed=0)
+try:
+    list(loading.ResumableLoader(dataset, sampler, batch_size=2, workers=1, pin=False))
+except ToolkitError as error:
+    sys.exit(str(error))
+"""
+
+
+@pytest.mark.slow
+def test_a_decoding_process_that_hangs_in_c_does_not_keep_the_program_from_ending(tmp_path: Path) -> None:
+    photos = make_photos(tmp_path / "photos", {"a": 2, "b": 2})
+    done = subprocess.run(
+        [sys.executable, "-c", HANGING, str(photos)], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 1 and "a decoding process was lost" in done.stderr, done.stderr
 
 
 def test_few_images_few_cores_or_little_shared_memory_mean_few_processes(monkeypatch: pytest.MonkeyPatch) -> None:

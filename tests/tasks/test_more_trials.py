@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.photos import make_photos
 from tests.tasks.trials import (  # fixtures among them
     HEAD,
     STEPS,
@@ -103,6 +104,28 @@ def test_what_no_number_of_images_could_make_sure_is_not_asked(
     assert verdict_of(go(photos, tmp_path / "run")).trials == 1 and [name for name, *_ in fits] == ["trial"]
 
 
+def test_what_can_be_asked_is_counted(
+    tmp_path: Path, fits: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    uneven = make_photos(tmp_path / "photos", {"cat": 3, "dog": 3, "owl": 4})  # 2, 2, 3 train: parts of 1, 1, 1 or less
+    asked: list[float] = []
+
+    def noted(verdict: Verdict, times: float) -> bool:
+        asked.append(times)
+        return True
+
+    monkeypatch.setattr(Verdict, "could_become_sure", noted)
+    judge = trial.judge
+    monkeypatch.setattr(trial, "judge", lambda *arguments: replace(judge(*arguments), share=0.0))
+    found = go(uneven, tmp_path / "run")
+    tried = [manifest for _, _, manifest in fits]
+    sizes = [len(manifest.rows(VAL)) for manifest in tried]
+    assert len(sizes) >= 2 and asked == [
+        pytest.approx(sum(sizes) / sum(sizes[: number + 1])) for number in range(len(sizes) - 1)
+    ]
+    assert verdict_of(found).n == sum(sizes)
+
+
 def test_of_many_images_one_trial_is_enough(
     photos: Path, tmp_path: Path, fits: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -124,7 +147,10 @@ def test_where_a_later_trial_goes_astray_the_head_stays(
     monkeypatch.setattr(tail_fit, "fit", falls)
     monkeypatch.setattr(trial, "judge", unsure(1))
     found = go(photos, tmp_path / "run")
-    assert verdict_of(found) == WENT_ASTRAY and not (found.path / "checkpoints").exists()
+    verdict = verdict_of(found)
+    assert (verdict.share, verdict.gain, verdict.reason, verdict.trials) == (0, 0, WENT_ASTRAY.reason, 2)
+    assert verdict.n == HELD_OUT and len(verdict.mixtures) == 5, "of the first one, which judged"
+    assert not (found.path / "checkpoints").exists()
     assert weights(found) == weights(go(photos, tmp_path / "head", **{**HEAD, "head": found.plan.head}))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -10,7 +12,7 @@ from tests.training.tiny import SMALL, folder_data, tiny_backbone
 from toolkit.backbones.catalog import as_backbone
 from toolkit.errors import SettingError
 from toolkit.features import prefix
-from toolkit.features.prefix import FrozenPrefix, prefix_dtype
+from toolkit.features.prefix import HALF_PRECISION_ERROR, FrozenPrefix, bfloat16_error, prefix_dtype
 from toolkit.hardware import autocast, resolve_device, resolve_precision, true_float32
 from toolkit.training.fit import FitSettings, fit
 from toolkit.training.module import TransferModule
@@ -76,25 +78,74 @@ def test_precisions():
             assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
 
 
-def convolves_in() -> str:
-    return torch.backends.cudnn.conv.fp32_precision
+def allows_tf32() -> bool:
+    return bool(torch.backends.cudnn.allow_tf32)
 
 
 def test_true_float32_ends_as_it_began():
-    before = convolves_in()
+    assert allows_tf32(), "torch's own default"
     with pytest.raises(ZeroDivisionError), true_float32():
-        assert convolves_in() == "ieee"
+        assert not allows_tf32() and torch.backends.cudnn.conv.fp32_precision != "tf32"
+        with true_float32():
+            assert not allows_tf32()
+        assert not allows_tf32(), "the outer one goes on"
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=True):
+            assert allows_tf32(), "what runs inside may use torch's own switches"
         raise ZeroDivisionError
-    assert convolves_in() == before != "ieee"
+    assert allows_tf32() and torch.backends.cudnn.conv.fp32_precision == "tf32"
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        with true_float32():
+            pass
+        assert not allows_tf32(), "what the program had chosen stays"
+    finally:
+        torch.backends.cudnn.allow_tf32 = True
+
+
+def test_true_float32_of_several_threads_ends_with_the_last():
+    first, second, seen = threading.Event(), threading.Event(), []
+
+    def longer() -> None:
+        first.wait(10)
+        with true_float32():
+            second.set()
+            other.join(10)
+            seen.append(allows_tf32())
+
+    def shorter() -> None:
+        with true_float32():
+            first.set()
+            second.wait(10)
+
+    other = threading.Thread(target=shorter)
+    threads = [threading.Thread(target=longer), other]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert seen == [False] and allows_tf32()
+
+
+def test_true_float32_leaves_alone_who_has_chosen_by_the_newer_switches():
+    convolutions = torch.backends.cudnn.conv
+    before = convolutions.fp32_precision
+    try:
+        convolutions.fp32_precision = "ieee"  # and rnn's stays
+        with true_float32():
+            assert convolutions.fp32_precision == "ieee"
+        assert convolutions.fp32_precision == "ieee"
+    finally:
+        convolutions.fp32_precision = before
+    assert allows_tf32()
 
 
 class _Spy(nn.Module):
-    """A stage that notes how a GPU would convolve while it runs."""
+    """A stage that notes whether a GPU would convolve in TF32 while it runs."""
 
-    seen: list[str] = []  # noqa: RUF012
+    seen: list[bool] = []  # noqa: RUF012
 
     def forward(self, pixels: Tensor) -> Tensor:
-        self.seen.append(convolves_in())
+        self.seen.append(allows_tf32())
         return pixels
 
 
@@ -108,7 +159,7 @@ def test_float32_is_float32_in_extraction_in_training_and_in_prediction(tmp_path
     prefix_of_all = FrozenPrefix(backbone, cut=None, taps=(4,))
     _Spy.seen.clear()
     prefix_of_all(pixels)
-    assert set(_Spy.seen) == {"ieee"}
+    assert set(_Spy.seen) == {False}
     data = folder_data(tmp_path / "photos")
     _Spy.seen.clear()
     fit(
@@ -119,11 +170,11 @@ def test_float32_is_float32_in_extraction_in_training_and_in_prediction(tmp_path
         history=tmp_path / "h.csv",
         device=CPU,
     )
-    assert set(_Spy.seen) == {"ieee"}
+    assert set(_Spy.seen) == {False}
     model = module.trained_model(data.classes)
     _Spy.seen.clear()
     model.logits(pixels)
-    assert set(_Spy.seen) == {"ieee"} and convolves_in() != "ieee"
+    assert set(_Spy.seen) == {False} and allows_tf32()
 
 
 @pytest.mark.parametrize(
@@ -138,3 +189,16 @@ def test_half_precision_only_where_it_is_exact_enough(monkeypatch, has, error, d
     assert prefix_dtype(tiny_backbone(), "bf16-mixed", cuda) == torch.bfloat16
     assert prefix_dtype(tiny_backbone(), "32-true", cuda) == torch.float32
     assert prefix_dtype(tiny_backbone(), "auto", torch.device("mps")) == torch.float32
+
+
+def test_what_half_precision_changes_is_measured_on_the_stages_themselves():
+    plain = bfloat16_error(tiny_backbone(), CPU)
+    assert 1e-4 < plain < HALF_PRECISION_ERROR
+    exact = as_backbone([nn.Identity(), nn.AvgPool2d(2)], preprocessing=SMALL)
+    small = bfloat16_error(exact, CPU)
+
+    class Cancels(nn.Module):
+        def forward(self, pixels: Tensor) -> Tensor:
+            return (pixels + 300) - 300  # bfloat16 has 8 bits
+
+    assert small < plain and bfloat16_error(as_backbone([Cancels()], preprocessing=SMALL), CPU) > 10 * plain

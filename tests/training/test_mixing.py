@@ -121,6 +121,15 @@ def test_what_could_become_sure_is_kept_once_enough_images_say_the_same():
         assert not (more.share > 0 and more.could_become_sure(100)), "what is kept needs no more"
 
 
+def test_a_gain_of_nothing_however_even_is_none_that_comes_near():
+    start = scores_wrong_on(range(5), 20)
+    hair, end = start.copy(), scores_wrong_on((5, 6), 20)
+    hair[5:7] *= 1.001  # by which the likelihood of the others, too, changes
+    verdict = judge([start, hair, end, end, end], np.zeros(20, np.int64))
+    assert verdict.share == 0 and verdict.could_become_sure(3)
+    assert verdict.gain == pytest.approx(verdict.mixtures[0].nll - verdict.mixtures[2].nll)
+
+
 def test_what_won_nothing_cannot_become_sure():
     for verdict in (
         judge(five(scores_wrong_on((0,))), LABELS),
@@ -148,8 +157,8 @@ def sure_and_wrong(n_wrong):
 def test_the_head_stays_where_accuracy_would_be_lost():
     labels = np.zeros(10, np.int64)
     lower = judge(five(unsure_and_right(), sure_and_wrong(3)), labels)
-    assert lower.share == 0 and lower.mixtures[1].nll < lower.mixtures[0].nll - 0.3
-    assert lower.could_become_sure(1), "of the likelihood it is, and more images may say otherwise of the hits"
+    assert stays(lower) and lower.mixtures[1].nll < lower.mixtures[0].nll - 0.3
+    assert not lower.could_become_sure(1e9), "more images that say the same would not give it more hits"
     assert judge(five(unsure_and_right(), sure_and_wrong(2)), labels).share == 0.25, "equal accuracy is no loss"
 
 

@@ -24,8 +24,8 @@ PREDICTIONS, QUARANTINE = "predictions.csv", "quarantine.csv"
 PER_CLASS, CONFUSION, MISTAKES = "per_class.csv", "confusion.csv", "mistakes.csv"
 MODEL, CHECKPOINTS, LOCK = "model", "checkpoints", "run.lock"
 # Within the checkpoints: trials of the training, a training begun again after a collapse, and starting weights.
-TRIALS, AGAIN, START = ("trial", "trial2", "trial3"), "again", "start.safetensors"
-TRIAL_HISTORIES = tuple(f"{name}.csv" for name in TRIALS)
+TRIAL_FOLDERS, AGAIN, START = ("trial", "trial2", "trial3"), "again", "start.safetensors"
+TRIAL_HISTORIES = ("trial.csv", "trial2.csv", "trial3.csv")
 CHECKPOINT_FILES = ("last.ckpt", "best.safetensors", START, LOCK)
 FILES = (CONFIG, PLAN, METRICS, HISTORY, *TRIAL_HISTORIES, PREDICTIONS, QUARANTINE, PER_CLASS, CONFUSION, MISTAKES)
 
@@ -143,7 +143,7 @@ class RunFolder:
     def drop_checkpoints(self) -> None:
         """Remove the checkpoints of a finished run."""
         kept = self.checkpoints
-        trials = [kept / name for name in TRIALS]
+        trials = [kept / name for name in TRIAL_FOLDERS]
         for folder in (*(trial / AGAIN for trial in trials), *trials, kept / AGAIN, kept):
             unfinished = [file.name for file in folder.glob(f"{TEMPORARY_PREFIX}*")]  # a kill leaves them
             for name in (*CHECKPOINT_FILES, *unfinished):

@@ -166,7 +166,7 @@ class ResumableLoader(DataLoader[Any]):
         done = self._resume[1] if self._resume[0] == epoch else 0
         self._resume = (-1, 0)
         self.sampler.skip = done * self.batch_size
-        batches = super().__iter__()
+        batches = ended_at_once(super().__iter__())
         while (batch := next_batch(batches)) is not None:
             done += 1
             self._done = (epoch, done)
@@ -201,6 +201,16 @@ def is_lost_worker(error: RuntimeError) -> bool:
     """Return whether torch says that a decoding process has died; it may say so wherever the program then is."""
     text = str(error)
     return any(sign in text for sign in ("exited unexpectedly", "is killed by signal", "DataLoader timed out"))
+
+
+def ended_at_once(batches: Iterator[_T]) -> Iterator[_T]:
+    """Return a DataLoader's iterator, whose processes are killed where torch would terminate them.
+
+    It does so with those that hang; one that outlives SIGTERM, and hangs in C, would never hear of it.
+    """
+    for worker in getattr(batches, "_workers", ()):
+        worker.terminate = worker.kill
+    return batches
 
 
 def leave_signals(worker: int) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from toolkit.data.decode import UnreadableImage, read_image
-from toolkit.data.loading import LOST_AFTER_S, Failure, leave_signals, next_batch
+from toolkit.data.loading import LOST_AFTER_S, Failure, ended_at_once, leave_signals, next_batch
 from toolkit.data.manifest import Manifest
 from toolkit.data.preprocessing import Preprocessing
 from toolkit.data.views import Augmentation, source_of, source_px, view
@@ -124,7 +124,7 @@ def stream_views(
         worker_init_fn=leave_signals,
         timeout=LOST_AFTER_S if workers else 0,
     )
-    return _guarded(iter(loader))
+    return _guarded(ended_at_once(iter(loader)))
 
 
 def _guarded(batches: Iterator[Views]) -> Iterator[Views]:

@@ -54,7 +54,7 @@ def extract_features(
         cache_dir: where features are kept; the platform's cache folder by default
         max_pixels: larger images are left out
         device: auto, cpu, cuda, cuda:1, mps
-        precision: auto (bfloat16 on CUDA, or if CPU and network are fit for it), 32-true, bf16-mixed, 16-mixed
+        precision: auto (bfloat16 where device and network are fit for it), 32-true, bf16-mixed, 16-mixed
         workers: processes that decode; by the number of images and cores by default
     """
     keys = {key: value for key, value in locals().items() if key not in ("data", "out", "overwrite")}

@@ -98,7 +98,7 @@ def _judged(folder: RunFolder, whole: Phase, tried: Sequence[Manifest], prepared
         return Tail(_finished(module), found.failures, found.verdict, found.rate)
     if not is_few(prepared.manifest):
         (only,) = found.done
-        assert only.fitted.end is not None
+        assert only.start is not None and only.fitted.end is not None
         put_mixture(module.network, only.start, only.fitted.end, share)
         _calibrate(module.network, found.verdict, prepared)
         return Tail(_finished(module), found.failures, found.verdict, found.rate)

@@ -46,8 +46,8 @@ class Verdict:
 
     share: 0 to 1. n: images held out. gain, gain_se: nats an image that the choice wins over the head, and the standard
     error of that mean, image by image; where the head stays, of the mixture that came nearest to being kept, 0 if none
-    won any. mixtures: of SHARES, in their order. reason: why the head stays, where these do not tell. trials: trainings
-    that the images were held out of, each of another one.
+    came near. mixtures: of SHARES, in their order. reason: why the head stays, where these do not tell. trials: how
+    many trainings were judged; each image was held out of one of them.
     """
 
     share: float
@@ -60,7 +60,7 @@ class Verdict:
 
     def could_become_sure(self, times: float) -> bool:
         """Return whether the head stays and a mixture would be kept if so many times the images said the same."""
-        return self.share == 0 and self.gain > max(SURE * self.gain_se / times**0.5, LEAST_GAIN)
+        return self.share == 0 and self.gain > SURE * self.gain_se / times**0.5
 
     @property
     def temperature(self) -> float:
@@ -132,7 +132,8 @@ def judge(scores: Sequence[NDArray[Any]], labels: NDArray[np.int64], shares: Seq
         if gains[number].mean() > max(SURE * _error(gains[number]), LEAST_GAIN) and hits[number] >= hits[0]
     ]
     if not kept:
-        return Verdict(shares[0], n, *_nearest(gains[1:]), mixtures)
+        near = [gain for gain, right in zip(gains, hits, strict=True) if right >= hits[0]]
+        return Verdict(shares[0], n, *_nearest(near), mixtures)
     best = min(kept, key=lambda number: mixtures[number].nll)
     lost = {number: losses[number] - losses[best] for number in kept}
     as_good = [number for number in kept if number == best or lost[number].mean() <= _error(lost[number])]
@@ -141,9 +142,9 @@ def judge(scores: Sequence[NDArray[Any]], labels: NDArray[np.int64], shares: Seq
 
 
 def _nearest(gains: Sequence[NDArray[np.float64]]) -> tuple[float, float]:
-    """Return mean and standard error of the gain that is most standard errors above nothing; zeros if none is."""
+    """Return mean and error of the gain that is most of its errors above nothing; zeros if none is worth it."""
     found = [(float(gain.mean()), _error(gain)) for gain in gains]
-    won = [(mean, error) for mean, error in found if mean > 0 and 0 < error < math.inf]
+    won = [(mean, error) for mean, error in found if mean > LEAST_GAIN and 0 < error < math.inf]
     return max(won, key=lambda pair: pair[0] / pair[1], default=(0.0, 0.0))
 
 
