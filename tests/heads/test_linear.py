@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from toolkit.errors import SettingError
-from toolkit.heads.linear import LinearHead, unit_taps
+from toolkit.heads.linear import LinearHead, unit_rms, unit_taps
 
 
 @pytest.mark.parametrize("n_classes", [2, 7, 1000])
@@ -47,6 +47,41 @@ def test_scores_are_linear_in_the_unit_taps():
     assert torch.allclose(head(features), expected, atol=1e-6)
     longer = features * torch.tensor([3.0] * 4 + [0.1] * 5)
     assert torch.allclose(head(longer), head(features), atol=1e-5)
+
+
+@pytest.mark.parametrize("widths", [(64,), (40, 24), (1, 2, 3)])
+def test_a_scale_gives_features_the_size_that_layers_have(widths):
+    features = torch.randn(50, sum(widths)).abs() * 0.01
+    scaled = unit_taps(features, widths) * unit_rms(widths)
+    assert scaled.square().mean() == pytest.approx(1)
+    head = LinearHead(widths, 3, unit_rms(widths))
+    torch.nn.init.normal_(head.linear.weight)
+    torch.nn.init.normal_(head.linear.bias)
+    before = head(features)
+    assert torch.allclose(before, scaled @ head.linear.weight.T + head.linear.bias, atol=1e-5)
+    head.fold_scale()
+    assert head.scale == 1 and torch.allclose(head(features), before, atol=1e-5)
+    plain = LinearHead(widths, 3)
+    plain.load_state_dict(head.state_dict())
+    assert torch.equal(plain(features), head(features)), "what is saved needs no scale"
+
+
+def test_without_a_scale_steps_of_a_usual_size_leave_a_head_of_zeros_behind():
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.randn(4, 64, generator=generator)
+    labels = torch.arange(4).repeat(16)
+    features = centres[labels] + 0.5 * torch.randn(64, 64, generator=generator)
+    losses = []
+    for scale in (1.0, unit_rms((64,))):
+        head = LinearHead((64,), 4, scale)
+        optimizer = torch.optim.AdamW(head.parameters(), lr=1e-3)
+        for _ in range(200):
+            loss = F.cross_entropy(head(features), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        losses.append(loss.item())
+    assert losses[0] > 10 * losses[1], losses
 
 
 @pytest.mark.parametrize(("widths", "n_classes"), [((), 3), ((4,), 0)])

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from toolkit.artifacts.run_folder import HISTORY, START, RunFolder
+from toolkit.backbones.taps import tap_widths
 from toolkit.data.manifest import TRAIN, Manifest
-from toolkit.heads.linear import LinearHead
+from toolkit.heads.linear import LinearHead, unit_rms
 from toolkit.heads.temperature import fold_temperature
 from toolkit.options import Options
 from toolkit.progress import say
@@ -53,9 +54,12 @@ def train_tail(folder: RunFolder, prepared: Prepared, job: Job) -> Tail:
     """
     whole = Phase(folder.checkpoints, folder.path / HISTORY, prepared.manifest, job.options.patience)
     if prepared.plan.strategy == "scratch":
-        module = make_module(prepared, job, None)
+        widths = tap_widths(job.backbone, prepared.plan.taps)
+        head = LinearHead(widths, len(prepared.manifest.classes), unit_rms(widths))
+        module = make_module(prepared, job, head)
         data = make_data(prepared, whole.manifest, job)
         run_fit(module, data, whole, prepared, job, row=None, start=None)
+        head.fold_scale()
         return Tail(_finished(module), data.failures)
     share = _given_share(job.options)
     tried = held_out(prepared.manifest, job.options.seed) if share is None else []
