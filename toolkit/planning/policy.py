@@ -36,7 +36,8 @@ RECIPES = {
 }
 LAYER_DECAY = {"full": 1.0}  # the others have the notes' rates
 STEPS_WANTED = {"partial": 250, "full": 250, "scratch": 2_000}
-EPOCHS_RANGE = (5, 30)
+EPOCHS_AT_LEAST = 5
+EPOCHS_AT_MOST = {"partial": 30, "full": 30, "scratch": 100}  # from noise even a few images take many passes
 USUAL_EPOCHS, USUAL_STEPS = 10, 10_000  # so many epochs at least, if that makes no more steps than these
 # The rate of a pretrained stage above which training fell far below its start before it recovered, if it did: with
 # AdamW at 1e-3 from 0.85 to 0.66 (scripts/bench/recipes, `full`). SGD: 30 times as much, as its steps are smaller.
@@ -63,11 +64,11 @@ def choose_strategy(facts: Facts) -> tuple[str, str]:
 
 
 def epochs_for(strategy: str, n_train: int, batch_size: int) -> int:
-    """Return the epochs that give about the wanted number of steps: 10 of them or more, up to 30; 5 of large sets."""
+    """Return the epochs that give about the wanted number of steps: 10 of them or more, 5 of large sets; few images
+    are seen up to 30 times, or 100 times from scratch."""
     steps_an_epoch = max(1, -(-n_train // batch_size))
-    low, high = EPOCHS_RANGE
-    low = max(low, min(USUAL_EPOCHS, USUAL_STEPS // steps_an_epoch))
-    return min(high, max(low, -(-STEPS_WANTED[strategy] // steps_an_epoch)))
+    low = max(EPOCHS_AT_LEAST, min(USUAL_EPOCHS, USUAL_STEPS // steps_an_epoch))
+    return min(EPOCHS_AT_MOST[strategy], max(low, -(-STEPS_WANTED[strategy] // steps_an_epoch)))
 
 
 def freezing(
