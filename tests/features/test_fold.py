@@ -53,7 +53,7 @@ def check(stages: list[nn.Module], left: int, images: Tensor | None = None) -> n
     for stage in stages:
         stage.eval()
     images = sample() if images is None else images
-    folded = frozen_copies(stages, images)
+    folded = frozen_copies(stages, images).stages
     other = images.flip(2) * 1.5 + 0.1
     for expected, found in zip(outputs(stages, other), outputs(folded, other), strict=True):
         assert not torch.isnan(expected).any()
@@ -179,7 +179,7 @@ def test_weights_that_are_no_numbers_stay():
     stages = [nn.Sequential(conv(), norm(6)), nn.Sequential(conv(6, 6), norm(6))]
     with torch.no_grad():
         stages[1][0].weight[0, 0, 0, 0] = float("nan")
-    folded = frozen_copies([stage.eval() for stage in stages], sample())
+    folded = frozen_copies([stage.eval() for stage in stages], sample()).stages
     assert norms_of(folded[0]) == 0 and norms_of(folded[1]) == 1
     assert torch.isnan(outputs(folded, sample())[1]).any()
 
@@ -201,7 +201,7 @@ def test_the_originals_are_not_touched():
     stages[0].register_forward_hook(lambda *_: calls.append(1))
     state = {key: value.clone() for key, value in nn.ModuleList(stages).state_dict().items()}
     modes = [module.training for stage in stages for module in stage.modules()]
-    folded = frozen_copies(stages, sample())
+    folded = frozen_copies(stages, sample()).stages
     assert modes == [module.training for stage in stages for module in stage.modules()]
     assert all(torch.equal(value, state[key]) for key, value in nn.ModuleList(stages).state_dict().items())
     assert all(parameter.requires_grad for stage in stages for parameter in stage.parameters())
@@ -301,7 +301,7 @@ def test_a_padding_convolution_used_at_two_sizes_stays():
 def test_the_embedded_family_pads_nowhere():
     """Its layers are TensorFlow's; at the size of its images none copies its input any more."""
     backbone = family("efficientnet_lite0")
-    folded = frozen_copies(backbone.stages, sample(SIZES.get("efficientnet_lite0", 32)))
+    folded = frozen_copies(backbone.stages, sample(SIZES.get("efficientnet_lite0", 32))).stages
     convolutions = [module for module in folded.modules() if isinstance(module, nn.Conv2d)]
     before = [module for module in nn.ModuleList(backbone.stages).modules() if isinstance(module, nn.Conv2d)]
     assert len(convolutions) == len(before) == plain_convolutions(folded) > plain_convolutions(nn.ModuleList(before))
@@ -315,7 +315,7 @@ def check_family(name: str) -> None:
     backbone = family(name)
     size = SIZES.get(name, 32)
     images = sample(size)
-    folded = frozen_copies(backbone.stages, images)
+    folded = frozen_copies(backbone.stages, images).stages
     other = sample(size).flip(3) * 1.3
     before = norms_of(nn.ModuleList(backbone.stages))
     for expected, found in zip(outputs(backbone.stages, other), outputs(folded, other), strict=True):
@@ -343,12 +343,12 @@ def test_too_large_a_difference_is_not_taken_for_rounding(monkeypatch):
 
     monkeypatch.setattr(fold, "_fold", wrong)
     stages = [nn.Sequential(conv(), norm(6)).eval()]
-    assert norms_of(frozen_copies(stages, sample())) == 1
+    assert norms_of(frozen_copies(stages, sample()).stages) == 1
 
 
 def test_copies_are_of_this_moment():
     stage = nn.Sequential(conv(), norm(6)).eval()
-    folded = frozen_copies([stage], sample())
+    folded = frozen_copies([stage], sample()).stages
     before = outputs(folded, sample())[-1].clone()
     with torch.no_grad():
         stage[0].weight.zero_()
@@ -360,7 +360,7 @@ def test_autocast_around_it_changes_nothing():
     """As a Trainer's step of mixed precision makes a prefix."""
     backbone = family("mobilenet_v3_small")
     size = SIZES["mobilenet_v3_small"]
-    expected = frozen_copies(backbone.stages, sample(size)).state_dict()
+    expected = frozen_copies(backbone.stages, sample(size)).stages.state_dict()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = frozen_copies(backbone.stages, sample(size)).state_dict()
+        found = frozen_copies(backbone.stages, sample(size)).stages.state_dict()
     assert all(torch.equal(expected[name], found[name]) for name in expected) and expected.keys() == found.keys()

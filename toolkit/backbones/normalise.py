@@ -23,4 +23,4 @@ class Normalise(nn.Module):
         """Return the input of the first stage."""
         if pixels.dtype != torch.uint8:
             return pixels
-        return (pixels.to(self.mean.dtype) / 255 - self.mean) / self.std
+        return pixels.to(self.mean.dtype).div_(255).sub_(self.mean).div_(self.std)

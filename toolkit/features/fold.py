@@ -29,7 +29,14 @@ class _Found(NamedTuple):
     padders: dict[str, tuple[int, int]]
 
 
-def frozen_copies(stages: Sequence[nn.Module], sample: Tensor) -> nn.ModuleList:
+class Folded(NamedTuple):
+    """Copies of stages, and the sample's activations before, between and after them, as the plain stages make them."""
+
+    stages: nn.ModuleList
+    activations: list[Tensor]
+
+
+def frozen_copies(stages: Sequence[nn.Module], sample: Tensor) -> Folded:
     """Return copies of stages in eval mode for images of the sample's height and width, in fewer operations.
 
     Every BatchNorm that directly follows a convolution is folded into it: W' = W · γ/σ, b' = (b − μ) · γ/σ + β. A
@@ -48,7 +55,7 @@ def frozen_copies(stages: Sequence[nn.Module], sample: Tensor) -> nn.ModuleList:
     with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
         found, activations = _follow(plain, sample.cpu().clone())
         if not any(of_stage.pairs or of_stage.padders for of_stage in found):
-            return plain
+            return Folded(plain, activations)
         folded = plain_copies(stages).cpu()
         for of_stage in found:
             for pair in of_stage.pairs:
@@ -60,7 +67,7 @@ def frozen_copies(stages: Sequence[nn.Module], sample: Tensor) -> nn.ModuleList:
                 folded[number], activations[number], activations[number + 1]
             ):
                 folded[number] = plain[number]
-    return folded
+    return Folded(folded, activations)
 
 
 def plain_copies(stages: Sequence[nn.Module]) -> nn.ModuleList:

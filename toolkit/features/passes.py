@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from toolkit.data.ahead import DecodedAhead, take
 from toolkit.data.loading import Failure
 from toolkit.data.manifest import Manifest
 from toolkit.data.view_stream import Views, Wanted, stream_views
@@ -76,6 +77,9 @@ def compute(
     Raises NoRoomError where the disk is full, WeightsError where the activations are not finite.
     """
     batches = _Batches(rows, wanted, bounds)
+    ready = take(request.backbone.preprocessing, max_pixels)
+    if ready is not None and not _many_left(ready, manifest, rows):
+        workers = 0
     maker = functools.cache(lambda: request.maker())  # made for the first image that can be read
     found: list[tuple[NDArray[np.int64], NDArray[np.uint8]]] = [(np.empty(0, np.int64), np.empty((0, 16), np.uint8))]
     failures: list[Failure] = []
@@ -91,7 +95,10 @@ def compute(
             max_pixels=max_pixels,
             pin=request.device.type == "cuda",
             source=request.source,
+            ready=ready,
         )
+        if len(rows) >= 2 * CHUNK:
+            maker()  # it takes a while, and images are being decoded meanwhile
         for start, stop in pairwise(bounds):
             read, outputs = _group(islice(stream, len(batches.of(start, stop))), maker, counter)
             if request.source and outputs:
@@ -109,6 +116,13 @@ def compute(
         tuple(failures),
         n_views,
     )
+
+
+def _many_left(ready: DecodedAhead, manifest: Manifest, rows: NDArray[np.int64]) -> bool:
+    """Return whether enough images have to be decoded yet for processes to be worth their start."""
+    if len(rows) > 2 * len(ready.paths):
+        return True
+    return sum(ready.get(str(manifest.file(row))) is None for row in rows.tolist()) >= 2 * CHUNK
 
 
 class _Batches:
