@@ -50,9 +50,9 @@ def test_views_equal_those_of_the_plain_dataset(manifest):
 def test_an_image_is_decoded_once_a_batch(manifest, monkeypatch):
     decoded = collections.Counter()
 
-    def counted(path, max_pixels):
+    def counted(path, *settings):
         decoded[path] += 1
-        return read_image(path, max_pixels)
+        return read_image(path, *settings)
 
     monkeypatch.setattr(view_stream, "read_image", counted)
     streamed(manifest)
@@ -98,7 +98,7 @@ def test_images_that_are_too_large_fail(manifest):
 
 @pytest.mark.slow
 def test_a_lost_process_ends_in_one_line(manifest, monkeypatch):
-    def deadly(path, max_pixels):
+    def deadly(path, *settings):
         os.kill(os.getpid(), signal.SIGKILL)
         raise AssertionError("still alive")
 

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.photos import photo
+from toolkit.data.decode import decode
 from toolkit.data.preprocessing import INTERPOLATIONS, Preprocessing
-from toolkit.data.views import AUGMENTATIONS, MAX_ASPECT_RATIO, Augmentation, augmentation, clean_view, view
+from toolkit.data.views import AUGMENTATIONS, MAX_ASPECT_RATIO, Augmentation, augmentation, clean_view, decoded_px, view
 from toolkit.errors import SettingError
 
 SMALL = Preprocessing(resize_px=36, crop_px=32, interpolation="bicubic")
@@ -211,3 +212,25 @@ def test_a_policy_changes_views_and_no_random_state(name):
 def test_an_unknown_policy_is_refused():
     with pytest.raises(SettingError, match=r"unknown policy 'tirvial'; did you mean one of: .*trivial"):
         replace(AUGMENTATIONS["none"], policy="tirvial")
+
+
+# ---------------------------------------------------------------- reduced by the decoder
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+@pytest.mark.parametrize("number", [0, 1, 2, 3])
+def test_views_of_a_reduced_jpeg_are_those_of_the_whole_one_but_for_a_trace(name: str, number: int) -> None:
+    large = photo(1, 0).resize((900, 700), Image.Resampling.BICUBIC)
+    content = io.BytesIO()
+    large.save(content, "JPEG", quality=95)
+    whole, reduced = (decode(content.getvalue(), 10**6, least_px) for least_px in (None, decoded_px(SMALL)))
+    assert reduced.size == (225, 175)
+    made = [
+        view(image, SMALL, replace(AUGMENTATIONS[name], policy=""), digest=b"x" * 16, number=number, seed=0).astype(int)
+        for image in (whole, reduced)
+    ]
+    assert np.abs(made[0] - made[1]).mean() < 2
+
+
+def test_what_is_decoded_is_twice_as_large_as_what_is_made_of_it() -> None:
+    assert decoded_px(SMALL) == 96 and decoded_px(Preprocessing(64, 32)) == 128

@@ -54,10 +54,10 @@ def test_a_file_that_breaks_between_two_models_is_broken_for_all(
     (sound,) = file_blocks(ensemble, manifest, np.arange(12), workers=0)
     read, count = loading.read_image, iter(range(100))
 
-    def failing(path: Path, max_pixels: int) -> object:
+    def failing(path: Path, *settings: int) -> object:
         if next(count) in (4, 12 + 7):  # one file for the first model, another one for the second
             raise UnreadableImage("gone")
-        return read(path, max_pixels)
+        return read(path, *settings)
 
     monkeypatch.setattr(loading, "read_image", failing)
     (block,) = file_blocks(ensemble, manifest, np.arange(12), workers=0)

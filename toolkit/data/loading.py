@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from toolkit.data.decode import UnreadableImage, read_image
 from toolkit.data.manifest import Manifest
 from toolkit.data.preprocessing import Preprocessing
-from toolkit.data.views import Augmentation, source_of, view, view_of_source
+from toolkit.data.views import Augmentation, decoded_px, source_of, view, view_of_source
 from toolkit.errors import LOST_WORKER, ToolkitError
 
 Failure = tuple[int, str]
@@ -89,7 +89,7 @@ class ViewDataset(Dataset[tuple[int, NDArray[np.uint8] | str]]):
     def __getitem__(self, key: tuple[int, int]) -> tuple[int, NDArray[np.uint8] | str]:
         row, number = key
         try:
-            content_digest, image = read_image(self.manifest.file(row), self.max_pixels)
+            content_digest, image = read_image(self.manifest.file(row), self.max_pixels, decoded_px(self.preprocessing))
         except UnreadableImage as reason:
             return row, str(reason)
         which: dict[str, Any] = {"digest": content_digest, "number": number, "seed": self.seed}

@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from toolkit.data.ahead import DecodedAhead
 from toolkit.data.decode import UnreadableImage, read_image
 from toolkit.data.loading import LOST_AFTER_S, Failure, ended_at_once, leave_signals, next_batch
 from toolkit.data.manifest import Manifest
 from toolkit.data.preprocessing import Preprocessing
-from toolkit.data.views import Augmentation, source_of, source_px, view
+from toolkit.data.views import Augmentation, decoded_px, source_of, source_px, view
 
 Wanted = tuple[int, tuple[int, ...]]  # a row of the Manifest, and the numbers of the views wanted of it
 
@@ -24,7 +25,7 @@ class Views(NamedTuple):
     """K views of some images, in the order in which they were asked for.
 
     pixels: uint8 (K, 3, S, S), or sources (K, 3, R, R). rows, numbers: int64 (K,), int32 (K,): whose view, and which.
-    sizes: int32 (K, 2), width and height of the whole image. digests: uint8 (K, 16), of the content that was decoded.
+    sizes: int32 (K, 2), width and height of the decoded image. digests: uint8 (K, 16), of the content that was decoded.
     failures: (row, reason) of images that could not be read.
     """
 
@@ -48,6 +49,7 @@ class _Several(Dataset[_Sample]):
         seed: int,
         max_pixels: int,
         source: bool,
+        ready: DecodedAhead | None,
     ) -> None:
         self.manifest = manifest
         self.preprocessing = preprocessing
@@ -55,11 +57,16 @@ class _Several(Dataset[_Sample]):
         self.seed = seed
         self.max_pixels = max_pixels
         self.source = source
+        self.ready = ready
 
     def __getitem__(self, wanted: Wanted) -> _Sample:
         row, numbers = wanted
+        if self.ready is not None and numbers == (0,) and not self.source:
+            decoded = self.ready.get(str(self.manifest.file(row)))
+            if decoded is not None:
+                return wanted, decoded.digest, decoded.size, decoded.pixels[None]
         try:
-            digest, image = read_image(self.manifest.file(row), self.max_pixels)
+            digest, image = read_image(self.manifest.file(row), self.max_pixels, decoded_px(self.preprocessing))
         except UnreadableImage as reason:
             return wanted, b"", (0, 0), str(reason)
         if self.source:
@@ -108,12 +115,14 @@ def stream_views(
     max_pixels: int,
     pin: bool = False,
     source: bool = False,
+    ready: DecodedAhead | None = None,
 ) -> Iterator[Views]:
     """Yield the Views of each batch in turn, or the sources of its images.
 
+    ready: clean views that need no decoding any more.
     Raises ToolkitError where the processes that decode are lost.
     """
-    dataset = _Several(manifest, preprocessing, augmentation, seed, max_pixels, source)
+    dataset = _Several(manifest, preprocessing, augmentation, seed, max_pixels, source, ready)
     loader = DataLoader(
         dataset,
         batch_sampler=batches,  # type: ignore[arg-type]  # lists of keys, not of numbers
@@ -122,6 +131,7 @@ def stream_views(
         pin_memory=pin,
         generator=torch.Generator().manual_seed(0),
         worker_init_fn=leave_signals,
+        multiprocessing_context="fork" if workers and ready is not None else None,  # it shares memory with them
         timeout=LOST_AFTER_S if workers else 0,
     )
     return _guarded(ended_at_once(iter(loader)))

@@ -119,6 +119,14 @@ def source_px(preprocessing: Preprocessing) -> int:
     return round(preprocessing.crop_px * SOURCE_SCALE)
 
 
+def decoded_px(preprocessing: Preprocessing) -> int:
+    """Return what the sides of a decoded image have to be at least, so that its views show what the whole one's do.
+
+    Twice what is made of it: a decoder's reduction then leaves nothing to see after the antialiased one to the view.
+    """
+    return 2 * max(source_px(preprocessing), preprocessing.resize_px)
+
+
 def source_of(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.uint8]:
     """Return an RGB image squeezed into a square, uint8 (3, R, R): what all its views can be cut from later.
 

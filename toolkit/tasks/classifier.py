@@ -79,7 +79,7 @@ class ImageClassifier:
         parts = [np.empty((0, len(self.classes_)), np.float32)]
         for start in range(0, len(images), CHUNK):
             views = [
-                clean_view(_decoded(image, start + i, self.model_.max_pixels), self.model_.preprocessing)
+                clean_view(_decoded(image, start + i, self.model_), self.model_.preprocessing)
                 for i, image in enumerate(images[start : start + CHUNK])
             ]
             logits = self.model_.logits(torch.from_numpy(np.stack(views)), device)
@@ -145,14 +145,15 @@ def _as_image(image: Any, number: int) -> Image.Image:
     raise DataError(f"image {number}: a path, a PIL image or a uint8 array (H, W, 3) expected, got {what}")
 
 
-def _decoded(image: Any, number: int, max_pixels: int) -> Image.Image:
+def _decoded(image: Any, number: int, model: Any) -> Image.Image:
     """Return RGB pixels by the one decoding that training used too."""
     from toolkit.data.decode import UnreadableImage, decode, read_image
+    from toolkit.data.views import decoded_px
 
     try:
         if isinstance(image, (str, os.PathLike)):
-            return read_image(image, max_pixels)[1]
-        return decode(_as_png(image, number), max_pixels)
+            return read_image(image, model.max_pixels, decoded_px(model.preprocessing))[1]
+        return decode(_as_png(image, number), model.max_pixels)
     except UnreadableImage as reason:
         what = os.fspath(image) if isinstance(image, (str, os.PathLike)) else f"image {number}"
         raise DataError(f"{what}: {reason}") from reason

@@ -137,9 +137,16 @@ class TransferNetwork(nn.Module):
         return self._frozen(inputs) if self.spec.cut else self.normalise(inputs)
 
     def _frozen(self, pixels: Tensor) -> Activations:
-        if not (torch._C._get_tracing_state() or torch.compiler.is_exporting()):
-            return self.prefix()(pixels)
-        pooled = []  # an exported program has the stages as they are, for batches of any size
+        if torch._C._get_tracing_state() or torch.compiler.is_exporting():
+            return self.by_stages(pixels)  # an exported program takes batches of any size
+        return self.prefix()(pixels)
+
+    def by_stages(self, pixels: Tensor) -> Activations:
+        """Return what the frozen stages make of images as they are, without the faster copies that `prefix` makes.
+
+        It is equal but for rounding, and sooner done with a few images, as the copies take a while to make.
+        """
+        pooled = []
         activation = self.normalise(pixels)
         for index in range(min(self.spec.cut, self.taps[-1] + 1)):
             activation = self.stages[index](activation)

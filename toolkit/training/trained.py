@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from toolkit.features.prefix import Activations, in_chunks
 from toolkit.hardware import true_float32
 from toolkit.training.network import TransferNetwork
 from toolkit.training.passes import dropout_layers, sampled_logits
+from toolkit.training.settled import SettledNetwork, state_of
 
 
 class Predictor(Protocol):
@@ -50,6 +52,7 @@ class TrainedModel:
     layout: str
     preprocessing: Preprocessing
     max_pixels: int
+    _settled: list[Any] = field(default_factory=list, init=False, repr=False)
 
     @classmethod
     def of(
@@ -67,9 +70,20 @@ class TrainedModel:
         Always in float32 and in passes of one fixed size, so that an image's scores do not depend on its company.
         """
         device = device or torch.device("cpu")
-        network = self.network.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network = self._as_it_predicts(device)
         with torch.inference_mode():
             return in_chunks(lambda part: network(_to(part, device)).float(), inputs)
+
+    def _as_it_predicts(self, device: torch.device) -> Callable[[Tensor | Activations], Tensor]:
+        """Return the network, its trained stages settled; made anew when they have changed."""
+        network: TransferNetwork = self.network.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if network.spec.cut == len(network.stages):
+            return network
+        state = state_of(network, device)
+        if not self._settled or self._settled[0] != state:
+            self._settled[:] = [state, SettledNetwork(network, device)]
+        settled: SettledNetwork = self._settled[1]
+        return settled
 
     def one_pass(self, pixels: Tensor) -> Tensor:
         """Return float32 (N, C) for uint8 (N, 3, S, S) in one pass of just these images, on the CPU.
@@ -78,7 +92,7 @@ class TrainedModel:
         """
         network = self.network.eval().to("cpu", memory_format=torch.channels_last)  # type: ignore[call-overload]
         with torch.inference_mode():
-            scores: Tensor = network(network.prefix().run(pixels) if network.spec.cut else pixels)
+            scores: Tensor = network(network.by_stages(pixels) if network.spec.cut else pixels)
             return scores.float()
 
     @true_float32()

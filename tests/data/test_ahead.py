@@ -1,0 +1,152 @@
+"""What is decoded ahead is what would be decoded later, or is not handed over."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.photos import make_photos
+from toolkit.data import ahead
+from toolkit.data.ahead import DecodedAhead, begin, end, take
+from toolkit.data.decode import read_image
+from toolkit.data.preprocessing import Preprocessing
+from toolkit.data.views import clean_view, decoded_px
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it forks")
+SMALL = Preprocessing(36, 32)
+CAP = 10**6
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    return make_photos(tmp_path / "photos", {"cat": 7, "dog": 6})
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left():
+    yield
+    end()
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+
+
+def finished(folder: Path, n: int, processes: int = 2, preprocessing: Preprocessing = SMALL) -> DecodedAhead:
+    """Begin, wait until so many images are decoded, and take them."""
+    begin(folder, preprocessing, CAP, processes)
+    assert ahead._begun is not None
+    for _ in range(600):
+        if ahead._begun.done.sum() >= n:
+            break
+        time.sleep(0.05)
+    found = take(preprocessing, CAP)
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("processes", [1, 3, 40])
+def test_it_is_what_would_be_decoded_later(photos: Path, processes: int) -> None:
+    found = finished(photos, 13, processes)
+    paths = sorted(str(path) for path in photos.rglob("*.jpg"))
+    assert found.paths == paths and len(paths) == 13
+    for path in paths:
+        digest, image = read_image(path, CAP, decoded_px(SMALL))
+        decoded = found.get(path)
+        assert decoded is not None
+        assert decoded.digest == digest and decoded.size == image.size
+        assert np.array_equal(decoded.pixels, clean_view(image, SMALL))
+    assert found.get(str(photos / "cat" / "other.jpg")) is None
+
+
+def test_a_file_that_changed_is_not_handed_over(photos: Path) -> None:
+    found = finished(photos, 13)
+    changed, gone, touched, replaced = found.paths[:4]
+    Path(changed).write_bytes(Path(found.paths[5]).read_bytes())
+    Path(gone).unlink()
+    os.utime(touched, ns=(1, 1))
+    content, status = Path(replaced).read_bytes(), os.stat(replaced)
+    Path(replaced).unlink()
+    Path(replaced).write_bytes(content)
+    os.utime(replaced, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert [found.get(path) for path in found.paths[:4]] == [None] * 4
+    assert found.get(found.paths[4]) is not None
+
+
+def test_what_cannot_be_read_is_left_to_whoever_needs_it(photos: Path) -> None:
+    (photos / "cat" / "broken.jpg").write_bytes(b"\xff\xd8\xff no image")
+    (photos / "cat" / "empty.png").touch()
+    (photos / "cat" / "text.txt").write_text("no image")
+    os.mkfifo(photos / "cat" / "pipe.jpg")
+    found = finished(photos, 13)
+    assert len(found.paths) == 16 and int(found.done.sum()) == 13
+    assert found.get(str(photos / "cat" / "broken.jpg")) is None
+
+
+def test_it_is_taken_once_and_only_for_its_own_preprocessing(photos: Path) -> None:
+    begin(photos, SMALL, CAP, 1)
+    assert take(Preprocessing(40, 32), CAP) is None and take(SMALL, CAP) is None
+    begin(photos, SMALL, CAP, 1)
+    assert take(SMALL, CAP + 1) is None
+    begin(photos, SMALL, CAP, 1)
+    assert take(SMALL, CAP) is not None and take(SMALL, CAP) is None
+
+
+def test_it_may_be_stopped_at_any_time(photos: Path) -> None:
+    for wait in (0, 0.001, 0.01, 0.03):
+        begin(photos, SMALL, CAP, 2)
+        time.sleep(wait)
+        found = take(SMALL, CAP)
+        assert found is not None
+        for path in found.paths:
+            decoded = found.get(path)
+            if decoded is not None:
+                assert np.array_equal(decoded.pixels, clean_view(read_image(path, CAP)[1], SMALL))
+
+
+def test_its_memory_is_bounded(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ahead, "MOST_BYTES", 3 * 32 * 32 * 5)
+    assert len(finished(photos, 5).paths) == 5
+    monkeypatch.setattr(ahead, "MOST_IMAGES", 3)
+    assert len(finished(photos, 3).paths) == 3
+
+
+def test_a_folder_without_images_starts_nothing(tmp_path: Path) -> None:
+    (tmp_path / "cat").mkdir()
+    begin(tmp_path, SMALL, CAP, 2)
+    assert take(SMALL, CAP) is None
+
+
+def test_a_process_that_was_killed_costs_nothing_but_its_share(photos: Path) -> None:
+    begin(photos, SMALL, CAP, 2)
+    assert ahead._begun is not None
+    os.kill(ahead._begun._processes[0], 9)
+    found = take(SMALL, CAP)
+    assert found is not None and len(found.paths) == 13
+
+
+@pytest.mark.slow
+def test_its_processes_end_with_the_program(tmp_path: Path) -> None:
+    import signal
+    import subprocess
+
+    photos = make_photos(tmp_path / "photos", {"cat": 400, "dog": 400})
+    code = (
+        "import sys, time; from pathlib import Path; from toolkit.data import ahead; "
+        "from toolkit.data.preprocessing import Preprocessing; "
+        "ahead.begin(Path(sys.argv[1]), Preprocessing(300, 299), 10**6, 2); "
+        "print(*ahead._begun._processes, flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, str(photos)], stdout=subprocess.PIPE, text=True) as program:
+        assert program.stdout is not None
+        children = [int(word) for word in program.stdout.readline().split()]
+        program.send_signal(signal.SIGKILL)
+    for _ in range(100):
+        if not any(os.path.exists(f"/proc/{child}") for child in children):
+            break
+        time.sleep(0.1)
+    else:
+        pytest.fail("they go on")

@@ -1,0 +1,52 @@
+"""A trained network as it predicts: what was trained runs as what was frozen does, folded and fused."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from toolkit.features.fold import frozen_copies
+from toolkit.features.fuse import can_fuse, fused_copies
+from toolkit.features.prefix import Activations
+from toolkit.features.sample import sample_images
+from toolkit.training.network import TransferNetwork
+
+
+class SettledNetwork:
+    """Copies of the stages that were trained, BatchNorm folded and convolutions fused, behind the same frozen stages.
+
+    On a CPU three times as fast as the network itself (EfficientNet-Lite0 at 224 px), with the same scores but for
+    rounding. Images of another size than the backbone's own, for which the copies are not made, go through the network.
+    """
+
+    def __init__(self, network: TransferNetwork, device: torch.device) -> None:
+        cut, size_px = network.spec.cut, network.backbone.preprocessing.crop_px
+        with torch.no_grad():
+            given = network.before_tail(sample_images(1, size_px).to(device))
+        activation = given.at_cut if isinstance(given, Activations) else given
+        assert activation is not None
+        stages, activations = frozen_copies(list(network.stages)[cut:], activation.float())
+        if device.type == "cpu" and can_fuse(torch.float32):
+            stages = fused_copies(stages, activations)
+        self.network = network
+        self.shapes = {True: activation.shape[1:], False: torch.Size((3, size_px, size_px))}
+        self.settled = copy.copy(network)
+        placed: nn.ModuleList = stages.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.settled._modules = {**network._modules, "stages": nn.ModuleList([*network.stages[:cut], *placed])}
+
+    def __call__(self, inputs: Tensor | Activations) -> Tensor:
+        """Return class scores, float (N, C), for uint8 (N, 3, S, S) or what the frozen stages made of them."""
+        between = isinstance(inputs, Activations)
+        seen = inputs.at_cut if isinstance(inputs, Activations) else inputs
+        own = seen is not None and seen.shape[1:] == self.shapes[between]
+        scores: Tensor = (self.settled if own else self.network)(inputs)
+        return scores
+
+
+def state_of(network: TransferNetwork, device: torch.device) -> object:
+    """Return what changes when the stages that were trained do: where they lie, and how often they were written to."""
+    trained = network.stages[network.spec.cut :]
+    tensors = [*trained.parameters(), *trained.buffers()]
+    return device, [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]
