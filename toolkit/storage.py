@@ -82,3 +82,12 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def cache_folder(cache_dir: str | None) -> Path:
+    """Return the cache folder that was named, or the platform's."""
+    if cache_dir is not None:
+        return Path(cache_dir).expanduser().absolute()
+    import platformdirs
+
+    return Path(platformdirs.user_cache_path("transfer-toolkit")) / "features"

@@ -13,6 +13,7 @@ from torch import nn
 
 from toolkit.backbones import embedded_source, names, small_source, timm_source, torchvision_source
 from toolkit.backbones.backbone import Backbone, Layout
+from toolkit.backbones.embedded import PACKAGES, preprocessing
 from toolkit.backbones.parts import Network
 from toolkit.backbones.weights import load_state, read_state, state_sha256
 from toolkit.data.preprocessing import Preprocessing
@@ -123,7 +124,7 @@ def catalog() -> tuple[Entry, ...]:
             source=f"package {package.module.replace('_', '-')}",
             is_local=embedded_source.is_installed(name),
         )
-        for name, package in embedded_source.PACKAGES.items()
+        for name, package in PACKAGES.items()
     ]
     torchvision = [
         Entry(
@@ -157,7 +158,7 @@ class _Source(NamedTuple):
 def _source(name: str) -> _Source:
     """Return the source that a name belongs to; raises SettingError with the nearest names for one that nobody has."""
     if name in names.EMBEDDED:
-        return _Source(embedded_source.preprocessing, embedded_source.network)
+        return _Source(preprocessing, embedded_source.network)
     if name in names.FAMILY_OF:
         return _Source(torchvision_source.preprocessing, torchvision_source.network)
     if name in names.SMALL:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-import torch
 from PIL import Image
 
 # TrivialAugment (Müller & Hutter 2021): one operation, of any strength. RandAugment (Cubuk et al. 2020): two in a row,
@@ -15,6 +14,8 @@ POLICIES = ("trivial", "rand")
 
 def changed_by(policy: str, image: Image.Image, seed: int) -> Image.Image:
     """Return an RGB image as the policy changes it with this seed, at its own size; random states stay as they are."""
+    import torch
+
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the accelerators as well
         changed: Image.Image = _policy(policy)(image)

@@ -69,7 +69,7 @@ def cache(*, limit: str | None = None, cache_dir: str | None = None) -> CacheRep
     """
     limit_bytes = None if limit is None else _bytes(limit)
     from toolkit.features.prune import digests_in, kept_in, prune
-    from toolkit.tasks.stores import cache_folder
+    from toolkit.storage import cache_folder
 
     folder = cache_folder(cache_dir)
     gone, busy = (0, []) if limit_bytes is None else prune(folder, limit_bytes)

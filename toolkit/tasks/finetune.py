@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from toolkit.errors import SettingError
 from toolkit.options import Options
+from toolkit.tasks.head_start import head_start
 
 if TYPE_CHECKING:
     from toolkit.tasks.run import Run
@@ -116,9 +117,10 @@ def finetune(
         return resume_run(resume, own)
     if data is None:
         raise SettingError("which photos? Give a folder: toolkit finetune DIR --out RUN (or --resume RUN)")
-    from toolkit.tasks.run import start_run
+    with head_start(data, options):
+        from toolkit.tasks.run import start_run
 
-    return start_run(data, out, options, overwrite=overwrite)
+        return start_run(data, out, options, overwrite=overwrite)
 
 
 def _refuse_others(data: Any, out: str, options: Options, overwrite: bool) -> None:

@@ -5,20 +5,11 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from toolkit.errors import ArtifactError
 from toolkit.features.store import FeatureStore
 from toolkit.progress import say
-
-
-def cache_folder(cache_dir: str | None) -> Path:
-    """Return the cache folder that was named, or the platform's."""
-    if cache_dir is not None:
-        return Path(cache_dir).expanduser().absolute()
-    import platformdirs
-
-    return Path(platformdirs.user_cache_path("transfer-toolkit")) / "features"
+from toolkit.storage import cache_folder
 
 
 @contextmanager
