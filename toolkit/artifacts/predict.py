@@ -38,7 +38,7 @@ def predict_paths(
     """
     known = refused or {}
     manifest = loose_files(paths)
-    for block in file_blocks(ensemble, manifest, np.arange(len(manifest)), workers=workers):
+    for block in file_blocks(ensemble, manifest, np.arange(len(manifest)), workers=workers, device=device):
         failed = ((row, manifest.paths[row], reason) for row, reason in block.failures)
         records = {row: {"path": path, "error": known.get(path, reason)} for row, path, reason in failed}
         if len(block.rows):

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from toolkit.data.decode import UnreadableImage, read_image
 from toolkit.data.manifest import Manifest
 from toolkit.data.preprocessing import Preprocessing
+from toolkit.data.turns import by_turns
 from toolkit.data.views import Augmentation, decoded_px, source_of, view, view_of_source
 from toolkit.errors import LOST_WORKER, ToolkitError
 
@@ -237,12 +238,16 @@ def clean_batches(
     batch_size: int,
     workers: int,
     max_pixels: int,
+    turns: bool = False,
     pin: bool = False,
 ) -> Iterator[Batch]:
-    """Yield view 0 of the given rows in their order."""
+    """Yield view 0 of the given rows in their order, decoded by processes, or with `turns` by threads: see by_turns."""
     from toolkit.data.views import AUGMENTATIONS
 
     dataset = ViewDataset(manifest, preprocessing, AUGMENTATIONS["none"], seed=0, max_pixels=max_pixels)
+    if turns and workers:
+        spans = ([(row, 0) for row in rows[i : i + batch_size].tolist()] for i in range(0, len(rows), batch_size))
+        return by_turns(dataset.__getitem__, spans, dataset.collate, workers)
     sampler = SeededSampler(rows, views=1, seed=0, shuffle=False)
     return iter(ResumableLoader(dataset, sampler, batch_size=batch_size, workers=workers, pin=pin))
 

@@ -16,6 +16,7 @@ from toolkit.data.decode import UnreadableImage, read_image
 from toolkit.data.loading import LOST_AFTER_S, Failure, ended_at_once, leave_signals, next_batch
 from toolkit.data.manifest import Manifest
 from toolkit.data.preprocessing import Preprocessing
+from toolkit.data.turns import by_turns
 from toolkit.data.views import Augmentation, decoded_px, source_of, source_px, view
 
 Wanted = tuple[int, tuple[int, ...]]  # a row of the Manifest, and the numbers of the views wanted of it
@@ -113,16 +114,20 @@ def stream_views(
     seed: int,
     workers: int,
     max_pixels: int,
+    turns: bool = False,
     pin: bool = False,
     source: bool = False,
     ready: DecodedAhead | None = None,
 ) -> Iterator[Views]:
     """Yield the Views of each batch in turn, or the sources of its images.
 
+    workers: how many processes decode, or with `turns` threads, while the caller does nothing; 0 for none.
     ready: clean views that need no decoding any more.
     Raises ToolkitError where the processes that decode are lost.
     """
     dataset = _Several(manifest, preprocessing, augmentation, seed, max_pixels, source, ready)
+    if turns and workers:
+        return by_turns(dataset.__getitem__, batches, dataset.collate, workers)
     loader = DataLoader(
         dataset,
         batch_sampler=batches,  # type: ignore[arg-type]  # lists of keys, not of numbers

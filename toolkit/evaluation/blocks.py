@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,14 +27,22 @@ class Block(NamedTuple):
     failures: tuple[Failure, ...]
 
 
-def file_blocks(ensemble: Ensemble, manifest: Manifest, rows: NDArray[np.int64], *, workers: int) -> Iterator[Block]:
-    """Yield the images of the given rows, in their order, CHUNK at a time."""
-    decodings = ensemble.decodings
-    share = -(-workers // len(decodings))
-    streams = [
-        clean_batches(manifest, rows, decoding, batch_size=CHUNK, workers=share, max_pixels=ensemble.max_pixels)
-        for decoding in decodings
-    ]
+def file_blocks(
+    ensemble: Ensemble,
+    manifest: Manifest,
+    rows: NDArray[np.int64],
+    *,
+    workers: int,
+    device: torch.device = torch.device("cpu"),  # noqa: B008
+) -> Iterator[Block]:
+    """Yield the images of the given rows, in their order, CHUNK at a time.
+
+    workers: how many decode, beside a GPU that passes run on, or in turn with passes on the CPU.
+    """
+    decodings, turns = ensemble.decodings, device.type == "cpu"
+    settings: dict[str, Any] = {"batch_size": CHUNK, "max_pixels": ensemble.max_pixels, "turns": turns}
+    settings["workers"] = workers if turns else -(-workers // len(decodings))
+    streams = [clean_batches(manifest, rows, decoding, **settings) for decoding in decodings]
     for batches in zip(*streams, strict=True):
         yield _block(decodings, batches)
 

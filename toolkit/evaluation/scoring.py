@@ -59,7 +59,7 @@ def predict_rows(
 ) -> tuple[Predictions, tuple[Failure, ...]]:
     """Return one model's predictions for rows of a Manifest, and the files that could not be read any more."""
     alone = Ensemble.of([model])
-    blocks = file_blocks(alone, manifest, rows, workers=workers)
+    blocks = file_blocks(alone, manifest, rows, workers=workers, device=device)
     answers = answers_to(alone, manifest, blocks, len(rows), device=device)
     return answers.predictions, answers.failures
 

@@ -93,6 +93,7 @@ def compute(
             seed=request.seed,
             workers=workers if len(rows) >= 2 * CHUNK else 0,
             max_pixels=max_pixels,
+            turns=request.device.type == "cpu",
             pin=request.device.type == "cuda",
             source=request.source,
             ready=ready,

@@ -91,7 +91,7 @@ def train_baseline(
         val: share of each class that validates; by default 0.2, and 0 where the data bring a labelled test split
         max_pixels: larger images are quarantined unread
         device: auto, cpu, cuda, cuda:1, mps
-        workers: processes that decode; by the number of images and cores by default
+        workers: how many processes (on a CPU: threads) decode; by the number of images and cores by default
         cache: false keeps nothing on disk
         cache_dir: where decoded images and features are kept; the platform's cache folder by default
     """

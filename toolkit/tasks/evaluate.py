@@ -93,7 +93,7 @@ def evaluate(
         robustness: score the images again turned, tilted, lit, recoloured, bent, covered and pasted elsewhere
         seed: of the changes that robustness makes
         device: auto, cpu, cuda, cuda:1, mps
-        workers: processes that decode; by the number of images and cores by default
+        workers: how many processes (on a CPU: threads) decode; by the number of images and cores by default
     """
     if split not in SPLITS:
         raise unknown_name("split", split, SPLITS)
@@ -118,7 +118,7 @@ def evaluate(
     manifest = split_as_trained(manifest, names, data, split)
     name, rows = _pick(manifest, split)
     folder = None if out is None else _make_folder(Path(out).expanduser().absolute(), data)
-    blocks = _reader(trained, manifest, images, workers)
+    blocks = _reader(trained, manifest, images, workers, where)
     answers = answers_to(trained, manifest, blocks(rows), len(rows), device=where)
     predictions = answers.predictions
     if not len(predictions):
@@ -141,7 +141,7 @@ def evaluate(
 
 
 def _reader(
-    ensemble: Ensemble, manifest: Manifest, images: Any, workers: int | None
+    ensemble: Ensemble, manifest: Manifest, images: Any, workers: int | None, device: torch.device
 ) -> Callable[[Any], Iterable[Block]]:
     """Return what reads rows of a Manifest, from its files or from the arrays in their place."""
     from toolkit.data.loading import default_workers
@@ -151,7 +151,7 @@ def _reader(
         if images is not None:
             return array_blocks(ensemble, images, rows)
         count = default_workers(len(rows)) if workers is None else workers
-        return file_blocks(ensemble, manifest, rows, workers=count)
+        return file_blocks(ensemble, manifest, rows, workers=count, device=device)
 
     return blocks
 

@@ -55,7 +55,7 @@ def extract_features(
         max_pixels: larger images are left out
         device: auto, cpu, cuda, cuda:1, mps
         precision: auto (bfloat16 where device and network are fit for it), 32-true, bf16-mixed, 16-mixed
-        workers: processes that decode; by the number of images and cores by default
+        workers: how many processes (on a CPU: threads) decode; by the number of images and cores by default
     """
     keys = {key: value for key, value in locals().items() if key not in ("data", "out", "overwrite")}
     from toolkit.options import Options

@@ -103,7 +103,7 @@ def finetune(
         max_pixels: larger images are quarantined unread
         device: auto, cpu, cuda, cuda:1, mps
         precision: auto (bf16 for what trains on CUDA and frozen stages that bear it), 32-true, bf16-mixed, 16-mixed
-        workers: processes that decode; by the number of images and cores by default
+        workers: how many processes (on a CPU: threads) decode; by the number of images and cores by default
         cache: false keeps nothing on disk; the frozen stages then run in every epoch
         cache_dir: where features are kept; the platform's cache folder by default
     """

@@ -33,7 +33,7 @@ def predict(
         mc: ask each model so many times with dropout, and average; the spread says how sure it is
         mirror: ask about each image and its mirror image, and average; not for what has a left and a right
         device: auto, cpu, cuda, cuda:1, mps
-        workers: processes that decode; by the number of images and cores by default
+        workers: how many processes (on a CPU: threads) decode; by the number of images and cores by default
     """
     check_workers(workers)
     files = image_files(paths)

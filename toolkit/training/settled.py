@@ -17,7 +17,7 @@ from toolkit.training.network import TransferNetwork
 class SettledNetwork:
     """Copies of the stages that were trained, BatchNorm folded and convolutions fused, behind the same frozen stages.
 
-    On a CPU three times as fast as the network itself (EfficientNet-Lite0 at 224 px), with the same scores but for
+    On a CPU 1.7 times as fast as the network itself (EfficientNet-Lite0 at 224 px), with the same scores but for
     rounding. Images of another size than the backbone's own, for which the copies are not made, go through the network.
     """
 
