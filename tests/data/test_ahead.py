@@ -128,6 +128,20 @@ def test_a_process_that_was_killed_costs_nothing_but_its_share(photos: Path) -> 
     assert found is not None and len(found.paths) == 13
 
 
+def test_no_process_is_left_where_the_system_refuses_one(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fork, count = os.fork, iter(range(9))
+
+    def refused() -> int:
+        if next(count) == 1:
+            raise BlockingIOError("no more processes")
+        return fork()
+
+    monkeypatch.setattr(os, "fork", refused)
+    with pytest.raises(BlockingIOError):
+        begin(photos, SMALL, CAP, 3)
+    assert ahead._begun is None
+
+
 @pytest.mark.slow
 def test_its_processes_end_with_the_program(tmp_path: Path) -> None:
     import signal

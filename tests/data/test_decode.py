@@ -294,6 +294,14 @@ def test_a_jpeg_is_reduced_while_both_sides_stay_long_enough(mode: str, least_px
     assert np.abs(np.asarray(image).astype(int) - np.asarray(whole)).mean() < 2
 
 
+def test_a_reduced_jpeg_is_not_stretched():
+    large = LARGE.resize((643, 401), Image.Resampling.BICUBIC)
+    image = decode(encoded(large, "JPEG", quality=95), CAP, 100)
+    assert image.size == (160, 100)
+    expected = large.resize((160, 100), Image.Resampling.BOX, box=(0, 0, 640, 400))
+    assert np.abs(np.asarray(image).astype(int) - np.asarray(expected)).mean() < 1.5
+
+
 @pytest.mark.parametrize("name", ["PNG", "WEBP", "TIFF", "AVIF", "BMP", "GIF"])
 def test_other_formats_come_whole(name: str):
     assert decode(encoded(LARGE, name), CAP, 10).size == LARGE.size

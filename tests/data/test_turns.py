@@ -55,6 +55,19 @@ def test_no_more_is_asked_for_than_is_decoded_in_one_go() -> None:
     stream.close()
 
 
+def test_what_is_decoded_in_one_go_is_bounded_by_the_views() -> None:
+    asked = []
+
+    def batches():
+        for key in range(1000):
+            asked.append(key)
+            yield [key, key]
+
+    stream = by_turns(lambda key: key, batches(), list, 64, size=lambda batch: 50 * len(batch))
+    assert next(stream) == [0, 0] and len(asked) == 3
+    stream.close()
+
+
 def test_an_error_reaches_the_caller() -> None:
     def sample(key: int) -> int:
         if key == 5:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -12,9 +13,9 @@ from torch import Tensor, nn
 
 from tests.features.small import SIZES, family
 from tests.features.test_fold import Used, conv, norm, sample
-from toolkit.features import fuse
-from toolkit.features.fold import frozen_copies
-from toolkit.features.fuse import FusedConvolution, can_fuse, fused_copies
+from toolkit.features import fuse as fusing
+from toolkit.features.fold import agrees, frozen_copies
+from toolkit.features.fuse import FusedConvolution, can_fuse, fuse
 from toolkit.features.prefix import CHUNK, FrozenPrefix
 
 pytestmark = pytest.mark.skipif(not can_fuse(torch.float32), reason="this torch has no oneDNN")
@@ -34,7 +35,8 @@ def check(stages: list[nn.Module], fused: int | None, images: Tensor | None = No
     images = sample() if images is None else images
     folded = frozen_copies([stage.eval() for stage in stages], images)
     before = copy.deepcopy(folded.stages)
-    made = fused_copies(folded.stages, folded.activations)
+    made = folded.stages
+    fuse(made, folded.activations)
     assert fused is None or count(made) == fused
     other = images.flip(2) * 1.5 + 0.1
     with torch.no_grad():
@@ -104,52 +106,47 @@ def modules() -> dict[str, nn.Module]:
         "first": conv(3, 3),
         "second": conv(3, 3),
         "third": nn.Conv2d(3, 3, 1),
-        "act": nn.ReLU(),
+        "act": nn.LeakyReLU(0.1),
+        "other": nn.ReLU6(),
         "same": nn.Identity(),
     }
 
 
-def _in_place(m: nn.Module, x: Tensor) -> Tensor:
+class Grid(nn.Module):
+    """A convolution of something that is the same for every image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution, self.act = conv(3, 3), nn.ReLU()
+        self.grid = nn.Parameter(torch.randn(1, 3, 24, 24))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.convolution(self.grid)) + x
+
+
+def _sometimes(m: nn.Module, x: Tensor) -> Tensor:
     y = m.first(x)
-    y += x
-    return m.act(y)
-
-
-def _in_place_of_the_shortcut(m: nn.Module, x: Tensor) -> Tensor:
-    x += m.first(x)
-    return m.second(x) + x
-
-
-def _changed_between(m: nn.Module, x: Tensor) -> Tensor:
-    y = m.first(x)
-    z = x.mul_(2)
-    return y + z
+    return m.act(y) if isinstance(x, Tensor) and y.sum() > -1e9 else y
 
 
 # forward → how many convolutions it lets be fused
 FORWARDS = {
-    "a shortcut": (lambda m, x: m.first(x) + x, 1),
-    "a shortcut on the left, then an activation": (lambda m, x: m.act(x + m.same(m.first(x))), 1),
-    "functions": (lambda m, x: F.relu(torch.add(m.first(x), x), inplace=True), 1),
-    "methods": (lambda m, x: m.first(x).add(x).relu_(), 1),
-    "two branches": (lambda m, x: m.act(m.first(x) + m.second(x)), 1),
-    "the shortcut comes last": (lambda m, x: m.act(m.first(x) + m.second(x * 2)), 1),
-    "a chain": (lambda m, x: m.act(m.second(m.act(m.first(x))) + m.third(x)), 2),
-    "twice the same convolution": (lambda m, x: m.act(m.first(m.act(m.first(x)))), 2),
-    "in place": (_in_place, 1),
+    "a shortcut": (lambda m, x: m.act(m.first(x)) + x, 1),
+    "nothing between": (lambda m, x: m.act(m.same(m.first(x))), 1),
+    "two branches": (lambda m, x: m.act(m.first(x)) + m.second(x), 1),
+    "the sum is activated": (lambda m, x: m.act(m.first(x) + x), 0),
+    "an activation used twice": (lambda m, x: m.act(m.second(m.act(m.first(x)))), 0),
+    "a convolution used twice": (lambda m, x: m.other(m.first(m.act(m.first(x)))), 0),
+    "a function": (lambda m, x: F.relu(m.first(x)), 0),
+    "in place before it": (lambda m, x: m.act(m.first(x).mul_(2)), 0),
+    "something between": (lambda m, x: m.act(m.first(x) * 2), 0),
     "an output that goes elsewhere too": (lambda m, x: m.act(y := m.first(x)) + y, 0),
-    "an output added to itself": (lambda m, x: (y := m.first(x)) + y, 0),
-    "a number is added": (lambda m, x: m.first(x) + 1, 0),
-    "a multiple is added": (lambda m, x: torch.add(m.first(x), x, alpha=2), 0),
-    "something smaller is added": (lambda m, x: m.first(x) + x.mean((2, 3), keepdim=True), 1),
-    "something larger is added": (lambda m, x: m.first(x.mean((2, 3), keepdim=True)) + x, 0),
-    "the shortcut is changed": (_in_place_of_the_shortcut, 2),
-    "the input is changed before the sum": (_changed_between, 0),
-    "shapes decide": (lambda m, x: m.act(m.first(x)) if x.shape[2] > 5 else x, 0),
-    "numbers decide": (lambda m, x: m.act(m.first(x)) if x.sum() > -1e9 else x, 0),
-    "chance": (lambda m, x: m.act(m.first(x)) + 0 * torch.rand(1), 0),
+    "two activations of one output": (lambda m, x: m.act(y := m.first(x)) + m.other(y), 0),
+    "numbers decide": (_sometimes, 1),
     "a call by keyword": (lambda m, x: m.act(m.first(input=x)), 0),
-    "not a tensor": (lambda m, x: m.act(m.first([x][0])), 1),
+    "an activation by keyword": (lambda m, x: m.act(input=m.first(x)), 0),
+    "a look into the convolution": (lambda m, x: m.act(m.first(x)) * m.first.weight.sum(), 0),
+    "chance": (lambda m, x: m.act(m.first(x)) + 0 * torch.rand(1), 1),
 }
 
 
@@ -160,19 +157,59 @@ def test_whatever_a_forward_does_the_numbers_stay(name: str) -> None:
 
 
 def test_one_odd_stage_does_not_cost_the_others() -> None:
-    odd = Used(FORWARDS["shapes decide"][0], **modules())
+    odd = Used(FORWARDS["an output that goes elsewhere too"][0], **modules())
     check([nn.Sequential(conv(3, 3), nn.ReLU()), odd, nn.Sequential(conv(), nn.ReLU())], fused=2)
 
 
-def test_a_hook_of_the_user_is_kept() -> None:
+@pytest.mark.parametrize("place", [0, 1])
+@pytest.mark.parametrize("what", ["hook", "pre-hook", "forward"])
+def test_what_a_user_has_put_on_a_module_is_kept(place: int, what: str) -> None:
     stage = nn.Sequential(conv(), nn.ReLU())
-    stage[0].register_forward_hook(lambda module, inputs, output: output * 2)
+    if what == "hook":
+        stage[place].register_forward_hook(lambda module, inputs, output: output * 2)
+    elif what == "pre-hook":
+        stage[place].register_forward_pre_hook(lambda module, inputs: (inputs[0] * 2,))
+    else:
+        own = stage[place].forward
+        stage[place].forward = lambda x: own(x) * 2
     check([stage], fused=0)
 
 
-def test_a_stage_without_convolutions_is_not_looked_at() -> None:
-    stage = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
-    assert fused_copies(nn.ModuleList([stage]), [torch.ones(1, 3, 2, 2), torch.ones(1, 2)])[0] is stage
+def test_hooks_on_what_is_not_fused_are_called() -> None:
+    seen: list[Tensor] = []
+    stage = nn.Sequential(nn.Sequential(conv(), nn.ReLU()), nn.Identity())
+    for module in (stage, stage[0], stage[1]):
+        module.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    made = check([stage], fused=1)
+    seen.clear()
+    made[0](sample())
+    assert len(seen) == 3 and all(type(tensor) is Tensor for tensor in seen)
+
+
+def test_something_that_is_the_same_for_every_image_is_not_taken_for_one() -> None:
+    made = check([nn.Sequential(conv(3, 3), nn.ReLU()), Grid()], fused=2)
+    with torch.no_grad():
+        assert made[1](made[0](sample(n=5))).shape == (5, 3, 24, 24)
+
+
+def test_another_shape_is_not_taken_for_the_right_one() -> None:
+    given = torch.ones(1, 3, 4, 4)
+    assert not agrees(nn.AdaptiveAvgPool2d(1), given, given) and agrees(nn.Identity(), given, given)
+
+
+def test_several_threads_make_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    backbones = [family("mobilenet_v2") for _ in range(3)]
+    images = (torch.rand(3, 3, 64, 64) * 255).byte()
+
+    def answer(backbone) -> tuple[int, Tensor]:
+        prefix = FrozenPrefix(backbone, cut=None, taps=[7])
+        return count(prefix.stages), prefix(images).pooled[0]
+
+    alone = [answer(backbone) for backbone in backbones]
+    with ThreadPoolExecutor(6) as pool:
+        together = list(pool.map(answer, backbones * 6))
+    for number, (fused, pooled) in enumerate(together):
+        assert fused == alone[number % 3][0] and torch.equal(pooled, alone[number % 3][1])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -183,7 +220,7 @@ def test_half_precision(dtype: torch.dtype) -> None:
     images = sample()
     with torch.no_grad():
         expected = made[0](images)
-        made[0].fused_0.forget_kernels()
+        made[0][0].forget_kernels()
         found = made.to(dtype)[0](images.to(dtype))
     assert found.dtype == dtype
     torch.testing.assert_close(found.float(), expected, rtol=2e-2, atol=2e-2)
@@ -197,7 +234,7 @@ def test_without_onednn_the_prefix_runs_as_it_was(monkeypatch: pytest.MonkeyPatc
     backbone = family("mobilenet_v2")
     images = (torch.rand(3, 3, 64, 64) * 255).byte()
     with_it = FrozenPrefix(backbone, cut=None, taps=[len(backbone) - 1])
-    monkeypatch.setattr(fuse.torch._C, "_has_mkldnn", False)
+    monkeypatch.setattr(fusing.torch._C, "_has_mkldnn", False)
     without = FrozenPrefix(backbone, cut=None, taps=[len(backbone) - 1])
     assert count(with_it.stages) and not count(without.stages)
     torch.testing.assert_close(with_it(images).pooled[0], without(images).pooled[0], rtol=1e-4, atol=1e-5)
@@ -217,7 +254,7 @@ def test_it_can_be_copied_and_pickled() -> None:
     with torch.no_grad():
         expected = made[0](images)
         assert torch.equal(copy.deepcopy(made)[0](images), expected)
-        assert torch.equal(pickle.loads(pickle.dumps(made[0].fused_0))(images), expected)
+        assert torch.equal(pickle.loads(pickle.dumps(made[0][0]))(images), expected)
 
 
 # name → whether there is anything to fuse

@@ -49,7 +49,13 @@ class DecodedAhead:
         self.digests = _shared((n, 16), np.uint8)
         self.sizes = _shared((n, 2), np.int64)
         self.pixels = _shared((n, 3, side, side), np.uint8)
-        self._processes = [self._fork(number, processes) for number in range(min(processes, n))]
+        self._processes: list[int] = []
+        try:
+            for number in range(min(processes, n)):
+                self._processes.append(self._fork(number, processes))
+        except OSError:  # the system allows no more of them
+            self.stop()
+            raise
 
     def stop(self) -> None:
         """End the processes; what they have finished stays."""
@@ -68,18 +74,23 @@ class DecodedAhead:
         return Decoded(self.digests[place].tobytes(), (width, height), self.pixels[place])
 
     def _fork(self, number: int, of: int) -> int:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of forking a process with threads: NumPy's are idle
-            process = os.fork()
-        if process == 0:
-            self._decode(number, of)
-        return process
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})  # the program's are not its
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)  # of a process with threads: NumPy's are idle
+                process = os.fork()
+            if process == 0:
+                self._decode(number, of)
+            return process
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
     def _decode(self, number: int, of: int) -> NoReturn:
         """Decode every `of`-th image, in the process that was forked for it."""
         try:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # the program ends it
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_SETMASK, ())
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what is to be said of a file is said by whoever needs it
             program = os.getppid()
             for place in range(number, len(self.paths), of):

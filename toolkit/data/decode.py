@@ -83,11 +83,15 @@ def decode(content: bytes, max_pixels: int = DEFAULT_MAX_PIXELS, least_px: int |
     """
     try:
         image = _open(io.BytesIO(content), max_pixels)
-        if least_px is not None:
-            image.draft(None, (least_px, least_px))  # None: the colours stay as they are
+        reduced = (
+            None if least_px is None else image.draft(None, (least_px, least_px))
+        )  # None: colours stay as they are
         image.load()
         turn = _TURNS.get(_orientation(image))
         rgb = to_rgb(image, png_depth=content[24] if image.format == "PNG" else 8)
+        if reduced is not None:  # a last column or row made of fewer pixels than the others would stretch the image
+            _, (left, top, right, bottom) = reduced
+            rgb = rgb.crop((left, top, int(right), int(bottom)))
         return rgb if turn is None else rgb.transpose(turn)
     except UnreadableImage:
         raise

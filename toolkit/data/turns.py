@@ -13,7 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import TypeVar
 
-AT_ONCE = 8  # samples a thread, so that they end together
+AT_ONCE = 8  # views a thread, so that they end together
+MOST_AT_ONCE = 256  # of all threads: 39 MB of 224 px
 
 _Key = TypeVar("_Key")
 _Sample = TypeVar("_Sample")
@@ -25,21 +26,27 @@ def by_turns(
     batches: Iterable[Sequence[_Key]],
     collate: Callable[[Sequence[_Sample]], _Batch],
     threads: int,
+    size: Callable[[Sequence[_Key]], int] = len,
 ) -> Iterator[_Batch]:
-    """Yield what `collate` makes of the samples of each batch; nothing is being decoded while the caller works."""
+    """Yield what `collate` makes of the samples of each batch; nothing is being decoded while the caller works.
+
+    size: how many views a batch makes.
+    """
     with ThreadPoolExecutor(threads) as pool:
-        for some in _about(batches, AT_ONCE * threads):
+        for some in _about(batches, min(MOST_AT_ONCE, AT_ONCE * threads), size):
             samples = iter(list(pool.map(sample, [key for batch in some for key in batch])))
             for batch in some:
                 yield collate(list(islice(samples, len(batch))))
 
 
-def _about(batches: Iterable[Sequence[_Key]], n: int) -> Iterator[list[Sequence[_Key]]]:
-    """Yield the next batches that have n keys together, or all that are left."""
+def _about(
+    batches: Iterable[Sequence[_Key]], n: int, size: Callable[[Sequence[_Key]], int]
+) -> Iterator[list[Sequence[_Key]]]:
+    """Yield the next batches that make n views together, or all that are left."""
     some: list[Sequence[_Key]] = []
     for batch in batches:
         some.append(batch)
-        if sum(map(len, some)) >= n:
+        if sum(map(size, some)) >= n:
             yield some
             some = []
     if some:

@@ -127,7 +127,7 @@ def stream_views(
     """
     dataset = _Several(manifest, preprocessing, augmentation, seed, max_pixels, source, ready)
     if turns and workers:
-        return by_turns(dataset.__getitem__, batches, dataset.collate, workers)
+        return by_turns(dataset.__getitem__, batches, dataset.collate, workers, _n_views)
     loader = DataLoader(
         dataset,
         batch_sampler=batches,  # type: ignore[arg-type]  # lists of keys, not of numbers
@@ -140,6 +140,10 @@ def stream_views(
         timeout=LOST_AFTER_S if workers else 0,
     )
     return _guarded(ended_at_once(iter(loader)))
+
+
+def _n_views(batch: Sequence[Wanted]) -> int:
+    return sum(len(numbers) for _, numbers in batch)
 
 
 def _guarded(batches: Iterator[Views]) -> Iterator[Views]:

@@ -161,6 +161,8 @@ def agrees(stage: nn.Module, activation: Tensor, expected: Tensor) -> bool:
         found = stage(activation.clone())
     except Exception:  # whatever a module does that misses its norm
         return False
+    if not isinstance(found, Tensor) or found.shape != expected.shape:
+        return False
     return bool((found - expected).norm() <= TOLERANCE * expected.norm())  # not so for NaN
 
 

@@ -1,31 +1,29 @@
-"""Convolutions that do what follows them as well: an activation, or the sum with a shortcut and its activation."""
+"""Convolutions that do the activation after them as well: one pass over memory instead of two."""
 
 from __future__ import annotations
 
-import operator
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from toolkit.features.fold import agrees
 
-VERSION = 1  # of what is fused; another one may give other last bits
+VERSION = 2  # of what is fused; another one may give other last bits
 
 
 class Activation(NamedTuple):
     """An activation by the name, the numbers and the variant that oneDNN knows it by."""
 
-    name: str = "none"
+    name: str
     numbers: tuple[float, ...] = ()
     variant: str = ""
 
 
-NONE, RELU = Activation(), Activation("relu")
-_MODULES: dict[type[nn.Module], Callable[[Any], Activation]] = {
-    nn.ReLU: lambda module: RELU,
+_ACTIVATIONS: dict[type[nn.Module], Callable[[Any], Activation]] = {
+    nn.ReLU: lambda module: Activation("relu"),
     nn.ReLU6: lambda module: Activation("hardtanh", (0.0, 6.0)),
     nn.Hardtanh: lambda module: Activation("hardtanh", (module.min_val, module.max_val)),
     nn.LeakyReLU: lambda module: Activation("leaky_relu", (module.negative_slope,)),
@@ -34,13 +32,10 @@ _MODULES: dict[type[nn.Module], Callable[[Any], Activation]] = {
     nn.GELU: lambda module: Activation("gelu", (), module.approximate),
 }
 _OPERATORS = ("_convolution_pointwise", "_reorder_convolution_weight")
-_RELUS = {F.relu, torch.relu, torch.relu_, "relu", "relu_"}  # functions, and methods of a tensor by name
-_SUMS_IN_PLACE = {operator.iadd, "add_"}
-_SUMS = {operator.add, torch.add, "add", *_SUMS_IN_PLACE}
 
 
 class FusedConvolution(nn.Module):
-    """A convolution of (N, C, H, W) on the CPU with what follows it, in one pass over memory; it gives no gradients.
+    """A convolution of (N, C, H, W) on the CPU with its activation, in one pass over memory; it gives no gradients.
 
     Its kernels are laid out as oneDNN wants them for the first input that it meets; with later ones of other sizes it
     gives the same numbers, maybe in more time.
@@ -52,19 +47,14 @@ class FusedConvolution(nn.Module):
         self.activation = activation
         self._kernels: Tensor | None = None
 
-    def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
-        """Return activation(convolution(x)), or activation(convolution(x) + other)."""
-        own, (name, numbers, variant) = self.convolution, self.activation
+    def forward(self, x: Tensor) -> Tensor:
+        """Return activation(convolution(x))."""
+        own, kernels = self.convolution, self._kernels
         how = (own.padding, own.stride, own.dilation, own.groups)
-        if self._kernels is None:
-            self._kernels = torch.ops.mkldnn._reorder_convolution_weight(own.weight.detach(), *how, x.shape)
-        made: Tensor
-        if other is None:
-            does = (name, numbers, variant)
-            made = torch.ops.mkldnn._convolution_pointwise(x, self._kernels, own.bias, *how, *does)
-        else:
-            sums = ("add", 1.0, *((None, [], None) if name == "none" else (name, numbers, variant)))
-            made = torch.ops.mkldnn._convolution_pointwise(x, other, self._kernels, own.bias, *how, *sums)
+        if kernels is None:
+            kernels = torch.ops.mkldnn._reorder_convolution_weight(own.weight.detach(), *how, x.shape)
+            self._kernels = kernels
+        made: Tensor = torch.ops.mkldnn._convolution_pointwise(x, kernels, own.bias, *how, *self.activation)
         return made
 
     def forget_kernels(self) -> None:
@@ -75,17 +65,19 @@ class FusedConvolution(nn.Module):
         return {**self.__dict__, "_kernels": None}  # oneDNN's layouts can be neither copied nor saved
 
 
-def fused_copies(stages: nn.ModuleList, activations: Sequence[Tensor]) -> nn.ModuleList:
-    """Return stages in eval mode in which convolutions do what follows them; what is not fused is shared.
+def fuse(stages: nn.ModuleList, activations: Sequence[Tensor]) -> None:
+    """Let the convolutions of stages, copies in eval mode, do the activations that follow them.
 
-    activations: float32 on the CPU, what went into each stage and came out of the last, of a few images. Most of what
-    compiling would win on a CPU is won like this without a compiler, in a tenth of a second: EfficientNet-Lite0 at 224
-    px in float32 takes 262 ms of one core for 16 images, 226 ms like this and 220 ms compiled (torch 2.15, AVX-512; 16
-    s of compiling). A stage that torch.fx cannot follow, or that then gives other numbers beyond rounding, stays what
-    it was.
+    activations: float32 on the CPU, what went into each stage and came out of the last, of one image. On a CPU most of
+    what compiling would win is won like this, without a compiler and in a tenth of a second: EfficientNet-Lite0 at 224
+    px in float32 takes 262 ms of one core for 16 images, 228 ms like this and 220 ms compiled (torch 2.15, AVX-512; 16
+    s of compiling). As in `frozen_copies`, what follows what is seen by running the sample and following the tensors;
+    forwards stay what they are, and a stage that then gives other numbers, beyond rounding, gets its own modules back.
+    Modules with hooks, or a forward of their own, stay.
     """
     with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
-        return nn.ModuleList(_fused(stage, *activations[i : i + 2]) for i, stage in enumerate(stages))
+        for stage, given, expected in zip(stages, activations, activations[1:], strict=False):
+            _fuse(stage, given, expected)
 
 
 def can_fuse(dtype: torch.dtype) -> bool:
@@ -96,97 +88,67 @@ def can_fuse(dtype: torch.dtype) -> bool:
     return dtype == torch.float32 or (dtype in supports and bool(getattr(torch.ops.mkldnn, supports[dtype])()))
 
 
-def _fused(stage: nn.Module, given: Tensor, expected: Tensor) -> nn.Module:
-    if not any(type(module) is nn.Conv2d for module in stage.modules()):
-        return stage
-    try:
-        fused = _Fuser(stage).fused()
-    except Exception:  # a forward that fx cannot follow may raise anything
-        return stage
-    if fused is None or not agrees(fused, given, expected):
-        return stage
-    for module in fused.modules():
+def _fuse(stage: nn.Module, given: Tensor, expected: Tensor) -> None:
+    before: dict[str, nn.Module] = {}
+    for convolution_name, activation_name in _pairs(stage, given):
+        convolution, activation = stage.get_submodule(convolution_name), stage.get_submodule(activation_name)
+        before |= {convolution_name: convolution, activation_name: activation}
+        assert isinstance(convolution, nn.Conv2d)
+        fused = FusedConvolution(convolution, _ACTIVATIONS[type(activation)](activation)).eval()
+        _put(stage, convolution_name, fused)
+        _put(stage, activation_name, nn.Identity().eval())
+    if before and not agrees(stage, given, expected):
+        for name, module in before.items():
+            _put(stage, name, module)
+    for module in stage.modules():
         if isinstance(module, FusedConvolution):
-            module.forget_kernels()
-    return fused
+            module.forget_kernels()  # they were laid out for one image
 
 
-class _Tracer(fx.Tracer):
-    """Goes into modules that have others inside, and takes the others whole."""
+def _pairs(stage: nn.Module, given: Tensor) -> list[tuple[str, str]]:
+    """Return the names of convolutions, and of the activations that are all that is seen to become of their outputs."""
+    made: dict[int, tuple[str, Tensor, int]] = {}  # the tensor is kept, so that its id is not given out again
+    runs: Counter[str] = Counter()
+    pairs: list[tuple[str, str]] = []
+    hooks = []
 
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return not any(True for _ in m.children()) or super().is_leaf_module(m, module_qualified_name)
+    def after_convolution(name: str, output: Tensor) -> None:
+        runs[name] += 1
+        made[id(output)] = (name, output, output._version)
 
+    def before_activation(name: str, inputs: tuple[Tensor, ...]) -> None:
+        runs[name] += 1
+        if inputs and id(inputs[0]) in made:
+            convolution, _, version = made[id(inputs[0])]
+            if version == inputs[0]._version:  # nothing was done to it in place
+                pairs.append((convolution, name))
 
-class _Fuser:
-    """Rewrites the graph of a stage's operations."""
-
-    def __init__(self, stage: nn.Module) -> None:
-        self.graph = _Tracer().trace(stage)
-        self.modules: dict[str, Any] = {name: module for name, module in stage.named_modules() if name}
-        self.tensors = dict(stage.named_parameters()) | dict(stage.named_buffers())
-        self.count = 0
-
-    def fused(self) -> nn.Module | None:
-        """Return the stage with what could be fused; None if that is nothing."""
-        for node in self.graph.nodes:
-            if type(self._module(node)) is nn.Identity:
-                node.replace_all_uses_with(node.args[0])
-                self.graph.erase_node(node)
-        for node in self.graph.nodes:
-            if self._is_plain_convolution(node):
-                self._fuse(node)
-        return fx.GraphModule({**self.modules, **self.tensors}, self.graph).eval() if self.count else None
-
-    def _fuse(self, convolution: fx.Node) -> None:
-        other = self._added_to(convolution)
-        chain = [convolution] if other is None else [convolution, *convolution.users]  # what becomes one
-        follower = _only_user(chain[-1])
-        activation = None if follower is None else self._activation(follower)
-        if follower is not None and activation is not None:
-            chain.append(follower)
-        if len(chain) == 1:
-            return
-        name = f"fused_{self.count}"
-        self.count += 1
-        self.modules[name] = FusedConvolution(self._module(convolution), activation or NONE)
-        # What is added may have been made after the convolution.
-        with self.graph.inserting_after(chain[0 if other is None else 1]):
-            inputs = (convolution.args[0],) if other is None else (convolution.args[0], other)
-            chain[-1].replace_all_uses_with(self.graph.call_module(name, inputs))
-        for node in reversed(chain):
-            self.graph.erase_node(node)
-
-    def _added_to(self, convolution: fx.Node) -> fx.Node | None:
-        """Return what the output of a convolution is added to, if that is all that is done with it."""
-        user = _only_user(convolution)
-        if user is None or user.target not in _SUMS or len(user.args) != 2 or user.kwargs:
-            return None
-        left, right = user.args
-        other = right if left is convolution else left
-        changed = left if user.target in _SUMS_IN_PLACE else convolution
-        return other if isinstance(other, fx.Node) and other is not convolution and changed is convolution else None
-
-    def _activation(self, node: fx.Node) -> Activation | None:
-        if node.target in _RELUS and node.op != "call_module":
-            return RELU
-        module = self._module(node)
-        return _MODULES[type(module)](module) if type(module) in _MODULES else None
-
-    def _is_plain_convolution(self, node: fx.Node) -> bool:
-        module = self._module(node)
-        return (
-            type(module) is nn.Conv2d
-            and not isinstance(module.padding, str)
-            and module.padding_mode == "zeros"
-            and not (module._forward_hooks or module._forward_pre_hooks or hasattr(module, "parametrizations"))
-        )
-
-    def _module(self, node: fx.Node) -> Any:
-        """Return the module that a node calls with one tensor; None if it does anything else."""
-        calls_one = node.op == "call_module" and len(node.args) == 1 and not node.kwargs
-        return self.modules[str(node.target)] if calls_one else None
+    for name, module in stage.named_modules():
+        if name and type(module) is nn.Conv2d and _is_plain(module):
+            hooks.append(module.register_forward_hook(lambda m, x, y, name=name: after_convolution(name, y)))
+        elif name and type(module) in _ACTIVATIONS and _is_bare(module):
+            hooks.append(module.register_forward_pre_hook(lambda m, x, name=name: before_activation(name, x)))
+    try:
+        stage(given.clone())  # a stage may work in place
+    finally:
+        for hook in hooks:
+            hook.remove()
+    feeds = Counter(convolution for convolution, _ in pairs)
+    return [pair for pair in pairs if runs[pair[0]] == runs[pair[1]] == feeds[pair[0]] == 1]
 
 
-def _only_user(node: fx.Node) -> fx.Node | None:
-    return next(iter(node.users)) if len(node.users) == 1 else None
+def _is_plain(convolution: nn.Conv2d) -> bool:
+    """Return whether it does what oneDNN does, with weights that are its own."""
+    has_weights = "weight" in dict(convolution.named_parameters(recurse=False))
+    pads_zeros = convolution.padding_mode == "zeros" and not isinstance(convolution.padding, str)
+    return _is_bare(convolution) and has_weights and pads_zeros and not hasattr(convolution, "parametrizations")
+
+
+def _is_bare(module: nn.Module) -> bool:
+    """Return whether nobody has put anything on it: hooks, or another forward."""
+    return not (module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
+
+
+def _put(stage: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, last = name.rpartition(".")
+    setattr(stage.get_submodule(parent), last, module)

@@ -13,7 +13,7 @@ from toolkit.backbones.backbone import Backbone
 from toolkit.backbones.normalise import Normalise
 from toolkit.errors import SettingError
 from toolkit.features.fold import frozen_copies, plain_copies
-from toolkit.features.fuse import can_fuse, fused_copies
+from toolkit.features.fuse import can_fuse, fuse
 from toolkit.features.sample import sample_images
 from toolkit.hardware import true_float32
 
@@ -76,7 +76,7 @@ class FrozenPrefix:
         sample = copy.deepcopy(self.normalise).cpu()(pixels)
         stages, activations = frozen_copies(self._originals, sample.to(one.device, one.dtype))
         if self.device.type == "cpu" and can_fuse(self.dtype):
-            stages = fused_copies(stages, activations)
+            fuse(stages, activations)
         placed: nn.ModuleList = stages.to(self.device, self.dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
         return placed
 

@@ -20,7 +20,7 @@ from toolkit.backbones.weights import state_sha256
 from toolkit.data.decode import DECODING_POLICY
 from toolkit.data.views import AUGMENTATIONS, Augmentation, source_px
 from toolkit.errors import SettingError
-from toolkit.features import fuse
+from toolkit.features.fuse import VERSION as FUSED
 from toolkit.features.prefix import CHUNK, FrozenPrefix
 from toolkit.features.sample import sample_images
 
@@ -129,7 +129,7 @@ class Request:
             "weights_digest": self.identity,
             "dtype": str(self.dtype),
             "chunk": CHUNK,
-            "fused": fuse.VERSION,
+            "fused": FUSED,
             **{package: _version(package) for package in ("torch", "torchvision", "timm")},
             "device": _device_name(self.device),
         }

@@ -25,8 +25,9 @@ PNG_MODES = ("1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA")  # what PNG holds 
 class ImageClassifier:
     """A classifier of images in scikit-learn's manner: the constructor stores, `fit` learns, `predict` answers.
 
-    Images are paths, PIL images, or uint8 arrays (H, W, 3) or (H, W). Keywords are those of `finetune`, `out` and
-    `overwrite` included: without `out`, the run folder is temporary.
+    Images are paths, PIL images, or uint8 arrays (H, W, 3) or (H, W). A large JPEG that is given by its path is decoded
+    at a fraction of its size, so the last digits of its probabilities are not those of the same image in memory.
+    Keywords are those of `finetune`, `out` and `overwrite` included: without `out`, the run folder is temporary.
 
     >>> model = ImageClassifier().fit(images, labels)  # doctest: +SKIP
     >>> model.predict(images)  # doctest: +SKIP

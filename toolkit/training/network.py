@@ -61,6 +61,7 @@ class TransferNetwork(nn.Module):
         self.backbone = backbone
         self.prefix_dtype: torch.dtype | None = None
         self._prefix: tuple[object, FrozenPrefix] | None = None
+        self.renewals = 0  # how often somebody said that weights were written to in a way that leaves no trace
         self.spec = spec
         self.batchnorm = batchnorm
         self.normalise = Normalise(backbone.preprocessing)
@@ -106,6 +107,7 @@ class TransferNetwork(nn.Module):
     def renew_prefix(self) -> None:
         """Make the frozen stages anew at the next forward: what is written through `.data` leaves no trace."""
         self._prefix = None
+        self.renewals += 1
 
     def features(self, inputs: Tensor | Activations) -> Tensor:
         """Return float (N, D), the taps' pooled outputs.

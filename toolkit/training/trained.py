@@ -77,9 +77,9 @@ class TrainedModel:
     def _as_it_predicts(self, device: torch.device) -> Callable[[Tensor | Activations], Tensor]:
         """Return the network, its trained stages settled; made anew when they have changed."""
         network: TransferNetwork = self.network.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if network.spec.cut == len(network.stages):
+        state = None if network.spec.cut == len(network.stages) else state_of(network, device)
+        if state is None:
             return network
-        state = state_of(network, device)
         if not self._settled or self._settled[0] != state:
             self._settled[:] = [state, SettledNetwork(network, device)]
         settled: SettledNetwork = self._settled[1]
