@@ -1,7 +1,7 @@
 """Decoding by threads in turn with the passes of a network on the same cores, not beside them.
 
 A network's threads wait for each other after every layer. Where decoding processes take a core from one of them, all
-wait: on two cores 800 photographs then went through EfficientNet-Lite0 at 0.80 of what decoding and passes take one
+wait: on two cores 1,500 photographs then went through EfficientNet-Lite0 at 0.85 of what decoding and passes take one
 after the other, and by turns at 0.94 (scripts/bench/extraction). Pillow decodes and resizes without the interpreter's
 lock. For a GPU, which leaves the cores alone, processes decode.
 """
