@@ -33,7 +33,7 @@ def file_blocks(
     rows: NDArray[np.int64],
     *,
     workers: int,
-    device: torch.device = torch.device("cpu"),  # noqa: B008
+    device: torch.device = torch.device("cpu"),
 ) -> Iterator[Block]:
     """Yield the images of the given rows, in their order, CHUNK at a time.
 

@@ -70,7 +70,7 @@ def fuse(stages: nn.ModuleList, activations: Sequence[Tensor]) -> None:
 
     activations: float32 on the CPU, what went into each stage and came out of the last, of one image. On a CPU most of
     what compiling would win is won like this, without a compiler and in a tenth of a second: EfficientNet-Lite0 at 224
-    px in float32 takes 262 ms of one core for 16 images, 228 ms like this and 220 ms compiled (torch 2.15, AVX-512; 16
+    px in float32 takes 268 ms of one core for 16 images, 231 ms like this and 220 ms compiled (torch 2.15, AVX-512; 16
     s of compiling). As in `frozen_copies`, what follows what is seen by running the sample and following the tensors;
     forwards stay what they are, and a stage that then gives other numbers, beyond rounding, gets its own modules back.
     Modules with hooks, or a forward of their own, stay.
