@@ -18,6 +18,8 @@ from toolkit.data.views import clean_view
 from toolkit.evaluation.ensemble import Ensemble
 from toolkit.features.prefix import CHUNK
 
+CPU = torch.device("cpu")
+
 
 class Block(NamedTuple):
     """Some images: rows int64 (N,), and for each decoding uint8 (N, 3, S, S). failures: what could not be read."""
@@ -33,7 +35,7 @@ def file_blocks(
     rows: NDArray[np.int64],
     *,
     workers: int,
-    device: torch.device = torch.device("cpu"),
+    device: torch.device = CPU,
 ) -> Iterator[Block]:
     """Yield the images of the given rows, in their order, CHUNK at a time.
 
