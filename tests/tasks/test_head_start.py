@@ -87,10 +87,11 @@ def test_nothing_goes_on_when_the_run_fails(photos: Path, tmp_path: Path, monkey
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1})
     with pytest.raises(RuntimeError, match="refused"), head_start(photos, Options(cache_dir=str(tmp_path / "cache"))):
         assert ahead._begun is not None
+        (process,) = ahead._begun._processes
         raise RuntimeError("refused")
     assert ahead._begun is None
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
+    with pytest.raises(ChildProcessError):  # ended, and waited for
+        os.waitpid(process, os.WNOHANG)
 
 
 @pytest.mark.slow
