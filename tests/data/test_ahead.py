@@ -28,11 +28,21 @@ def photos(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_left():
+def nothing_is_left(monkeypatch: pytest.MonkeyPatch):
+    begun: list[int] = []
+    fork = os.fork
+
+    def noted() -> int:
+        process = fork()
+        begun.append(process)
+        return process
+
+    monkeypatch.setattr(os, "fork", noted)
     yield
     end()
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
+    for process in begun:
+        with pytest.raises(ChildProcessError):  # ended, and waited for
+            os.waitpid(process, os.WNOHANG)
 
 
 def finished(folder: Path, n: int, processes: int = 2, preprocessing: Preprocessing = SMALL) -> DecodedAhead:
