@@ -9,13 +9,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from tests.photos import make_photos
 from toolkit.data import ahead
-from toolkit.data.ahead import DecodedAhead, begin, end, take
+from toolkit.data.ahead import DecodedAhead, begin, end, images_of, take
 from toolkit.data.decode import read_image
+from toolkit.data.loading import clean_batches
 from toolkit.data.preprocessing import Preprocessing
+from toolkit.data.scan import scan
 from toolkit.data.views import clean_view, decoded_px
+from toolkit.errors import DataError
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it forks")
 SMALL = Preprocessing(36, 32)
@@ -47,7 +51,7 @@ def nothing_is_left(monkeypatch: pytest.MonkeyPatch):
 
 def finished(folder: Path, n: int, processes: int = 2, preprocessing: Preprocessing = SMALL) -> DecodedAhead:
     """Begin, wait until so many images are decoded, and take them."""
-    begin(folder, preprocessing, CAP, processes)
+    begin(images_of(folder), preprocessing, CAP, processes)
     assert ahead._begun is not None
     for _ in range(600):
         if ahead._begun.done.sum() >= n:
@@ -97,17 +101,17 @@ def test_what_cannot_be_read_is_left_to_whoever_needs_it(photos: Path) -> None:
 
 
 def test_it_is_taken_once_and_only_for_its_own_preprocessing(photos: Path) -> None:
-    begin(photos, SMALL, CAP, 1)
+    begin(images_of(photos), SMALL, CAP, 1)
     assert take(Preprocessing(40, 32), CAP) is None and take(SMALL, CAP) is None
-    begin(photos, SMALL, CAP, 1)
+    begin(images_of(photos), SMALL, CAP, 1)
     assert take(SMALL, CAP + 1) is None
-    begin(photos, SMALL, CAP, 1)
+    begin(images_of(photos), SMALL, CAP, 1)
     assert take(SMALL, CAP) is not None and take(SMALL, CAP) is None
 
 
 def test_it_may_be_stopped_at_any_time(photos: Path) -> None:
     for wait in (0, 0.001, 0.01, 0.03):
-        begin(photos, SMALL, CAP, 2)
+        begin(images_of(photos), SMALL, CAP, 2)
         time.sleep(wait)
         found = take(SMALL, CAP)
         assert found is not None
@@ -118,6 +122,7 @@ def test_it_may_be_stopped_at_any_time(photos: Path) -> None:
 
 
 def test_its_memory_is_bounded(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ahead, "AT_LEAST", 1)
     monkeypatch.setattr(ahead, "MOST_BYTES", 3 * 32 * 32 * 5)
     assert len(finished(photos, 5).paths) == 5
     monkeypatch.setattr(ahead, "MOST_IMAGES", 3)
@@ -126,12 +131,12 @@ def test_its_memory_is_bounded(photos: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_folder_without_images_starts_nothing(tmp_path: Path) -> None:
     (tmp_path / "cat").mkdir()
-    begin(tmp_path, SMALL, CAP, 2)
+    begin(images_of(tmp_path), SMALL, CAP, 2)
     assert take(SMALL, CAP) is None
 
 
 def test_a_process_that_was_killed_costs_nothing_but_its_share(photos: Path) -> None:
-    begin(photos, SMALL, CAP, 2)
+    begin(images_of(photos), SMALL, CAP, 2)
     assert ahead._begun is not None
     os.kill(ahead._begun._processes[0], 9)
     found = take(SMALL, CAP)
@@ -148,7 +153,7 @@ def test_no_process_is_left_where_the_system_refuses_one(photos: Path, monkeypat
 
     monkeypatch.setattr(os, "fork", refused)
     with pytest.raises(BlockingIOError):
-        begin(photos, SMALL, CAP, 3)
+        begin(images_of(photos), SMALL, CAP, 3)
     assert ahead._begun is None
 
 
@@ -161,7 +166,7 @@ def test_its_processes_end_with_the_program(tmp_path: Path) -> None:
     code = (
         "import sys, time; from pathlib import Path; from toolkit.data import ahead; "
         "from toolkit.data.preprocessing import Preprocessing; "
-        "ahead.begin(Path(sys.argv[1]), Preprocessing(300, 299), 10**6, 2); "
+        "ahead.begin(ahead.images_of(Path(sys.argv[1])), Preprocessing(300, 299), 10**6, 2); "
         "print(*ahead._begun._processes, flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", code, str(photos)], stdout=subprocess.PIPE, text=True) as program:
@@ -174,3 +179,32 @@ def test_its_processes_end_with_the_program(tmp_path: Path) -> None:
         time.sleep(0.1)
     else:
         pytest.fail("they go on")
+
+
+def test_a_list_is_read_as_far_as_it_can_be(photos: Path, tmp_path: Path) -> None:
+    file = tmp_path / "list.csv"
+    rows = [f"{photos}/dog/001.jpg,dog", "photos/cat/002.jpg,cat", "photos/cat/../cat/001.jpg,cat"]
+    file.write_text("\n".join(["path,label", *rows, *rows]))
+    expected = [f"{tmp_path}/photos/cat/../cat/001.jpg", f"{tmp_path}/photos/cat/002.jpg", f"{photos}/dog/001.jpg"]
+    assert sorted(images_of(file)) == sorted(expected)
+    file.write_text("path;label\n")
+    with pytest.raises(DataError, match="first line"):
+        list(images_of(file))
+
+
+def test_a_few_are_not_worth_the_while(photos: Path) -> None:
+    begin(list(images_of(photos))[: ahead.AT_LEAST - 1], SMALL, CAP, 1)
+    assert ahead._begun is None and take(SMALL, CAP) is None
+
+
+def test_what_is_ready_is_not_decoded_again(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest, rows = scan(photos), np.array([12, 3, 7])
+    how = {"batch_size": 2, "workers": 0, "max_pixels": CAP}
+    expected = [batch.inputs for batch in clean_batches(manifest, rows, SMALL, **how)]
+    found = finished(photos, 13)
+    monkeypatch.setattr("toolkit.data.loading.read_image", None)
+    for turns in (False, True):
+        how["workers"] = int(turns)
+        batches = list(clean_batches(manifest, rows, SMALL, **how, turns=turns, ready=found))
+        assert [batch.rows.tolist() for batch in batches] == [[12, 3], [7]]
+        assert all(torch.equal(batch.inputs, other) for batch, other in zip(batches, expected, strict=True))

@@ -14,7 +14,7 @@ from torch import Tensor
 from tests.evaluation.nets import CLASSES, CPU, net, noise, photos, pixels_of
 from toolkit.baselines.model import BaselineModel
 from toolkit.errors import SettingError
-from toolkit.evaluation.ensemble import Ensemble, Judgement, decoding_of
+from toolkit.evaluation.ensemble import Ensemble, Judgement
 
 
 def judged(pixels: Tensor, *members: BaselineModel, **settings: Any) -> Judgement:
@@ -74,7 +74,7 @@ def test_models_of_different_image_sizes(tmp_path: Path) -> None:
     pixels = pixels_of(ensemble, manifest)
     assert sorted(own.shape[-1] for own in pixels.values()) == [12, 20]
     chances = [
-        model.logits(pixels_of(Ensemble.of([model]), manifest)[decoding_of(model)]).double().softmax(1)
+        model.logits(pixels_of(Ensemble.of([model]), manifest)[model.preprocessing.decoding]).double().softmax(1)
         for model in (small, large)
     ]
     found = ensemble.judge(pixels, CPU).probabilities.double()

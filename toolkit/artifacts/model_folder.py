@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,6 +15,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from toolkit.artifacts.description import (
+    DESCRIPTION,
+    FORMAT,
+    WEIGHTS,
+    description_sha256,
+    model_folder,
+    read_description,
+    reading_of,
+)
 from toolkit.backbones.backbone import Backbone
 from toolkit.backbones.catalog import build_backbone
 from toolkit.baselines.model import BaselineModel, BaselineNetwork, described, rebuilt
@@ -23,20 +31,17 @@ from toolkit.baselines.neighbours import Neighbours
 from toolkit.baselines.net import CentredNet
 from toolkit.baselines.reading import Reading
 from toolkit.data.decode import DECODING_POLICY
-from toolkit.data.preprocessing import Preprocessing
 from toolkit.errors import ArtifactError, ToolkitError
 from toolkit.evaluation.ensemble import Ensemble
 from toolkit.heads.linear import LinearHead
 from toolkit.heads.votes import NeighbourVotes
 from toolkit.plan import FreezeSpec, StageRule
-from toolkit.storage import file_sha256, publish_bytes, publish_json, read_json
+from toolkit.storage import file_sha256, publish_bytes, publish_json
 from toolkit.training.network import TransferNetwork
 from toolkit.training.trained import TrainedModel
 
-WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 BASELINE = "baseline"  # the kind of a model; others have none
 Model = TrainedModel | BaselineModel
-FORMAT = 1
 GOLDEN_IMAGES = 2
 GOLDEN_TOLERANCE = 1e-3  # of the largest score: other CPUs and library versions add up in another order
 PACKAGES = ("torch", "torchvision", "timm", "pillow", "numpy", "transfer-toolkit")
@@ -118,29 +123,14 @@ def _rebuilt_head(values: dict[str, Any], n_classes: int) -> nn.Module:
     return LinearHead(values["widths"], n_classes)
 
 
-def description_sha256(description: dict[str, Any]) -> str:
-    """Return the digest of everything in a description but that digest: scores alone do not tell swapped classes."""
-    rest = {key: value for key, value in description.items() if key != "description_sha256"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
-
-
 def load_model(path: str | os.PathLike[str], *, stages: Sequence[nn.Module] | None = None) -> Model:
     """Return the model of a run folder or model folder, verified.
 
     stages: the modules of a user's own backbone, which has no name to be built from. Checks the digests of both
     files, the names and shapes of all tensors, and that the model gives its golden logits again. Raises ArtifactError.
     """
-    folder = _model_folder(Path(path).expanduser())
-    try:
-        description = read_json(folder / DESCRIPTION)
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{folder / DESCRIPTION} cannot be read ({type(error).__name__}); train again") from error
-    if not isinstance(description, dict) or description.get("format") != FORMAT:
-        raise ArtifactError(f"{folder / DESCRIPTION} is not of format {FORMAT}, the one this version reads")
-    if description.get("description_sha256") != description_sha256(description):
-        raise ArtifactError(
-            f"{folder / DESCRIPTION} is not what was saved (its digest differs); restore or train again"
-        )
+    folder = model_folder(path)
+    description = read_description(folder)
     try:
         model = _rebuild(description, stages)
         _load_weights(model.network, folder / WEIGHTS, description["sha256"])
@@ -166,23 +156,13 @@ def load_ensemble(
     return Ensemble.of(models, passes=passes, mirrored=mirrored, names=[str(path) for path in paths])
 
 
-def _model_folder(path: Path) -> Path:
-    for folder in (path, path / "model"):
-        if (folder / DESCRIPTION).is_file():
-            return folder
-    if not path.exists():
-        raise ArtifactError(f"{path} does not exist; expected a run folder or its model/")
-    raise ArtifactError(f"{path} holds no finished model (there is no {DESCRIPTION} in it or in its model/)")
-
-
 def _rebuild(description: dict[str, Any], stages: Sequence[nn.Module] | None) -> Model:
     """Build the network that a description speaks of, its weights still random."""
     policy = {key: value for key, value in description["decoding"].items() if key != "max_pixels"}
     if policy != DECODING_POLICY:
         raise ArtifactError("this model was trained on images decoded in another way than this version's; train again")
-    preprocessing = Preprocessing.from_dict(description["preprocessing"])
+    preprocessing, max_pixels = reading_of(description)
     classes = tuple(description["classes"])
-    max_pixels = int(description["decoding"]["max_pixels"])
     if "reading" in description:
         read = description["reading"]
         reading = Reading(read["on"], int(read["channels"]), preprocessing.crop_px)

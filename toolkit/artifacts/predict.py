@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from toolkit.data.ahead import DecodedAhead
 from toolkit.data.manifest import UNASSIGNED, UNLABELLED, Manifest
 from toolkit.evaluation.blocks import file_blocks
 from toolkit.evaluation.ensemble import Ensemble, Judgement
@@ -30,15 +31,18 @@ def predict_paths(
     refused: Mapping[str, str] | None = None,
     device: torch.device,
     workers: int,
+    ready: DecodedAhead | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Yield a record a path, in order: path, label, probability and top (at most 5), or path and error.
 
     With several opinions also spread, the standard deviation of the label's probability over them. Decoding and
-    preprocessing are those of the training. refused: why a path cannot be read, where that is known.
+    preprocessing are those of the training. refused: why a path cannot be read, where that is known. ready: images
+    that are decoded already.
     """
     known = refused or {}
     manifest = loose_files(paths)
-    for block in file_blocks(ensemble, manifest, np.arange(len(manifest)), workers=workers, device=device):
+    rows = np.arange(len(manifest))
+    for block in file_blocks(ensemble, manifest, rows, workers=workers, device=device, ready=ready):
         failed = ((row, manifest.paths[row], reason) for row, reason in block.failures)
         records = {row: {"path": path, "error": known.get(path, reason)} for row, path, reason in failed}
         if len(block.rows):

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from toolkit.artifacts.model_folder import DESCRIPTION, WEIGHTS
+from toolkit.artifacts.description import DESCRIPTION, WEIGHTS
 from toolkit.data.manifest import Manifest
 from toolkit.errors import ArtifactError
 from toolkit.evaluation.csv_text import csv_text

@@ -1,4 +1,4 @@
-"""Decoding ahead: processes that decode the first images of a folder while the program still imports torch.
+"""Decoding ahead: processes that decode the first images while the program still imports torch.
 
 Importing torch keeps one core busy for seconds, and the others have nothing to do. What is decoded by then lies in
 memory that the program and its own decoding processes share, and is handed over if the file still looks the same; a
@@ -11,7 +11,7 @@ import mmap
 import os
 import signal
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, NoReturn
@@ -20,11 +20,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.data.decode import UnreadableImage, looks_like_image, read_image
+from toolkit.data.listing import read_listing
 from toolkit.data.preprocessing import Preprocessing
 from toolkit.data.views import clean_view, decoded_px
 
 MOST_IMAGES, MOST_BYTES = 512, 80 << 20  # a core decodes about as many while torch is imported
 MOST_PROCESSES = 4
+AT_LEAST = 8  # images for which it is worth while
+MOST_ROWS = 20_000  # of a CSV, which is sorted before its first images are known: 0.1 s
 
 
 class Decoded(NamedTuple):
@@ -36,7 +39,7 @@ class Decoded(NamedTuple):
 
 
 class DecodedAhead:
-    """View 0 of the first images of a folder, as far as they are decoded. Linux alone: it forks."""
+    """View 0 of some images, as far as they are decoded. Linux alone: it forks."""
 
     def __init__(self, paths: Sequence[str], preprocessing: Preprocessing, max_pixels: int, processes: int) -> None:
         side = preprocessing.crop_px
@@ -119,13 +122,13 @@ class DecodedAhead:
 _begun: DecodedAhead | None = None
 
 
-def begin(folder: Path, preprocessing: Preprocessing, max_pixels: int, processes: int) -> None:
-    """Begin to decode the first images below a folder, in the order of their paths, by so many processes."""
+def begin(paths: Iterable[str], preprocessing: Preprocessing, max_pixels: int, processes: int) -> None:
+    """Begin to decode the first of these files by so many processes; none for fewer than AT_LEAST."""
     global _begun
     end()
-    paths = list(islice(_images_below(folder), MOST_IMAGES))
-    if paths:
-        _begun = DecodedAhead(paths, preprocessing, max_pixels, processes)
+    first = list(islice(paths, MOST_IMAGES))
+    if len(first) >= AT_LEAST:
+        _begun = DecodedAhead(first, preprocessing, max_pixels, processes)
 
 
 def take(preprocessing: Preprocessing, max_pixels: int) -> DecodedAhead | None:
@@ -143,8 +146,13 @@ def end() -> None:
     _begun = None
 
 
-def _images_below(folder: Path) -> Iterator[str]:
-    for where, folders, files in os.walk(folder, followlinks=False):
+def images_of(source: Path) -> Iterator[str]:
+    """Yield the image files of a data set, a folder or a CSV: about those that `scan` finds, and in its order."""
+    if source.is_file():
+        listed = {path for _, path, _, _ in islice(read_listing(source), MOST_ROWS)}
+        yield from (str(source.parent / path) for path in sorted(listed))
+        return
+    for where, folders, files in os.walk(source, followlinks=False):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield from (
             path for name in sorted(files) if not name.startswith(".") and looks_like_image(path := f"{where}/{name}")

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
+from toolkit.data.ahead import DecodedAhead
 from toolkit.data.decode import UnreadableImage, read_image
 from toolkit.data.manifest import Manifest
 from toolkit.data.preprocessing import Preprocessing
@@ -63,6 +64,7 @@ class ViewDataset(Dataset[tuple[int, NDArray[np.uint8] | str]]):
     """Maps (row, view number) to that view's pixels, or to the reason why there are none; holds no random state.
 
     by_source: bool (N,), the rows whose views are cut from the image's source, as is done where sources are stored.
+    ready: clean views that need no decoding any more.
     """
 
     costly = True
@@ -76,6 +78,7 @@ class ViewDataset(Dataset[tuple[int, NDArray[np.uint8] | str]]):
         seed: int,
         max_pixels: int,
         by_source: NDArray[np.bool_] | None = None,
+        ready: DecodedAhead | None = None,
     ) -> None:
         self.manifest = manifest
         self.preprocessing = preprocessing
@@ -83,12 +86,17 @@ class ViewDataset(Dataset[tuple[int, NDArray[np.uint8] | str]]):
         self.seed = seed
         self.max_pixels = max_pixels
         self.by_source = by_source
+        self.ready = ready
 
     def __len__(self) -> int:
         return len(self.manifest)
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[int, NDArray[np.uint8] | str]:
         row, number = key
+        if self.ready is not None and number == 0 and self.by_source is None:
+            decoded = self.ready.get(str(self.manifest.file(row)))
+            if decoded is not None:
+                return row, decoded.pixels
         try:
             content_digest, image = read_image(self.manifest.file(row), self.max_pixels, decoded_px(self.preprocessing))
         except UnreadableImage as reason:
@@ -240,11 +248,15 @@ def clean_batches(
     max_pixels: int,
     turns: bool = False,
     pin: bool = False,
+    ready: DecodedAhead | None = None,
 ) -> Iterator[Batch]:
-    """Yield view 0 of the given rows in their order, decoded by processes, or with `turns` by threads: see by_turns."""
+    """Yield view 0 of the given rows in their order, decoded by processes, or with `turns` by threads: see by_turns.
+
+    ready: clean views that need no decoding any more.
+    """
     from toolkit.data.views import AUGMENTATIONS
 
-    dataset = ViewDataset(manifest, preprocessing, AUGMENTATIONS["none"], seed=0, max_pixels=max_pixels)
+    dataset = ViewDataset(manifest, preprocessing, AUGMENTATIONS["none"], seed=0, max_pixels=max_pixels, ready=ready)
     if turns and workers:
         spans = ([(row, 0) for row in rows[i : i + batch_size].tolist()] for i in range(0, len(rows), batch_size))
         return by_turns(dataset.__getitem__, spans, dataset.collate, workers)

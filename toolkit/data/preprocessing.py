@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from toolkit.errors import SettingError
@@ -35,6 +35,11 @@ class Preprocessing:
         """Return the same preprocessing for another input size, keeping the ratio of resize to crop."""
         ratio = self.resize_px / self.crop_px
         return Preprocessing(round(image_size_px * ratio), image_size_px, self.interpolation, self.mean, self.std)
+
+    @property
+    def decoding(self) -> Preprocessing:
+        """Return what becomes of a file up to its pixels, whatever is done to their values later."""
+        return replace(self, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from toolkit.data.ahead import DecodedAhead
 from toolkit.data.loading import Batch, Failure, clean_batches
 from toolkit.data.manifest import Manifest
 from toolkit.data.preprocessing import Preprocessing
@@ -36,15 +37,22 @@ def file_blocks(
     *,
     workers: int,
     device: torch.device = CPU,
+    ready: DecodedAhead | None = None,
 ) -> Iterator[Block]:
     """Yield the images of the given rows, in their order, CHUNK at a time.
 
     workers: how many decode, beside a GPU that passes run on, or in turn with passes on the CPU.
+    ready: images that are decoded already, in one of the ensemble's ways.
     """
     decodings, turns = ensemble.decodings, device.type == "cpu"
     settings: dict[str, Any] = {"batch_size": CHUNK, "max_pixels": ensemble.max_pixels, "turns": turns}
     settings["workers"] = workers if turns else -(-workers // len(decodings))
-    streams = [clean_batches(manifest, rows, decoding, **settings) for decoding in decodings]
+    streams = [
+        clean_batches(
+            manifest, rows, decoding, ready=ready if ready and ready.preprocessing == decoding else None, **settings
+        )
+        for decoding in decodings
+    ]
     for batches in zip(*streams, strict=True):
         yield _block(decodings, batches)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import reduce
 from typing import NamedTuple
 
@@ -78,13 +78,13 @@ class Ensemble:
     @property
     def decodings(self) -> tuple[Preprocessing, ...]:
         """Return the different ways in which the models want pixels; what is done to values later is left out."""
-        return tuple(dict.fromkeys(decoding_of(member) for member in self.members))
+        return tuple(dict.fromkeys(member.preprocessing.decoding for member in self.members))
 
     def judge(self, pixels: Mapping[Preprocessing, Tensor], device: torch.device) -> Judgement:
         """Return the Judgement of N >= 1 images, given as uint8 (N, 3, S, S) in every one of the `decodings`."""
         opinions, votes = [], []
         for member, order in zip(self.members, self.orders, strict=True):
-            own = pixels[decoding_of(member)]
+            own = pixels[member.preprocessing.decoding]
             views = [own, own.flip(-1)] if self.mirrored else [own]
             chances = torch.cat([self._ask(member, view, device) for view in views])[..., order]
             opinions.append(chances)
@@ -100,11 +100,6 @@ class Ensemble:
         if self.passes:
             return member.sampled_logits(pixels, self.passes, device).double().softmax(dim=-1)
         return member.logits(pixels, device)[None].double().softmax(dim=-1)
-
-
-def decoding_of(model: Predictor) -> Preprocessing:
-    """Return how a file becomes a model's pixels, whatever is done to their values later."""
-    return replace(model.preprocessing, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
 
 def _mean(opinions: Tensor) -> Tensor:

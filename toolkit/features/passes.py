@@ -77,10 +77,13 @@ def compute(
     Raises NoRoomError where the disk is full, WeightsError where the activations are not finite.
     """
     batches = _Batches(rows, wanted, bounds)
-    ready = take(request.backbone.preprocessing, max_pixels)
-    if ready is not None and not _many_left(ready, manifest, rows):
-        workers = 0
     maker = functools.cache(lambda: request.maker())  # made for the first image that can be read
+    on_cpu, some = request.device.type == "cpu", len(rows) >= 2 * CHUNK
+    if some and on_cpu:
+        maker()  # on one core, while what decodes ahead still has the others
+    ready = take(request.backbone.preprocessing, max_pixels)
+    if not some or (ready is not None and not _many_left(ready, manifest, rows)):
+        workers = 0
     found: list[tuple[NDArray[np.int64], NDArray[np.uint8]]] = [(np.empty(0, np.int64), np.empty((0, 16), np.uint8))]
     failures: list[Failure] = []
     n_views = 0
@@ -91,15 +94,15 @@ def compute(
             request.backbone.preprocessing,
             request.augmentation,
             seed=request.seed,
-            workers=workers if len(rows) >= 2 * CHUNK else 0,
+            workers=workers,
             max_pixels=max_pixels,
-            turns=request.device.type == "cpu",
+            turns=on_cpu,
             pin=request.device.type == "cuda",
             source=request.source,
             ready=ready,
         )
-        if len(rows) >= 2 * CHUNK:
-            maker()  # it takes a while, and images are being decoded meanwhile
+        if some:
+            maker()  # for a GPU made now, while the first images are being decoded
         for start, stop in pairwise(bounds):
             read, outputs = _group(islice(stream, len(batches.of(start, stop))), maker, counter)
             if request.source and outputs:

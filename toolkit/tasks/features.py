@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from toolkit.errors import SettingError
 from toolkit.tasks.feature_table import FeatureTable, checked_path, images_and_views, in_memory, write_table
+from toolkit.tasks.head_start import head_start
 
 if TYPE_CHECKING:
     from toolkit.data.manifest import Manifest
@@ -72,14 +74,20 @@ def extract_features(
 
         check_apart(data, Path(out))
 
+    with head_start(data, options) if n_views == 1 else nullcontext():
+        return _extract(data, options, out)
+
+
+def _extract(data: str, options: Options, out: str | None) -> FeatureTable:
     from toolkit.tasks.job import some_left, worker_count
     from toolkit.tasks.stores import open_store
 
-    manifest = some_left(_scan_any(data, max_pixels))
+    n_views = options.views or 1
+    manifest = some_left(_scan_any(data, options.max_pixels))
     request, asked = request_of(options)
     if n_views == 1 and asked[-1] == len(request.backbone) - 1:  # the whole network runs: the other taps cost nothing
         request = with_usual_taps(request)
-    with open_store(cache, cache_dir) as store:
+    with open_store(options.cache, options.cache_dir) as store:
         workers = worker_count(options, len(manifest))
         stored = store.fetch(request, manifest, workers=workers, max_pixels=options.max_pixels)
         usable = some_left(manifest.without(stored.failures))

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from toolkit.errors import DataError, SettingError
+from toolkit.tasks.head_start import head_start_of
 
 
 def predict(
@@ -37,16 +38,19 @@ def predict(
     """
     check_workers(workers)
     files = image_files(paths)
-    from toolkit.artifacts.model_folder import load_ensemble
-    from toolkit.artifacts.predict import predict_paths
-    from toolkit.data.loading import default_workers
-    from toolkit.hardware import resolve_device
-
-    where = resolve_device(device)
-    count = default_workers(len(files)) if workers is None else workers
-    models = load_ensemble([model, *(ensemble or [])], passes=mc, mirrored=mirror)
     refused = {path: reason for path, reason in files.items() if reason is not None}
-    return predict_paths(models, list(files), refused=refused, device=where, workers=count)
+    with head_start_of(model, [path for path in files if path not in refused], workers):
+        from toolkit.artifacts.model_folder import load_ensemble
+        from toolkit.artifacts.predict import predict_paths
+        from toolkit.data.ahead import take
+        from toolkit.data.loading import default_workers
+        from toolkit.hardware import resolve_device
+
+        where = resolve_device(device)
+        count = default_workers(len(files)) if workers is None else workers
+        models = load_ensemble([model, *(ensemble or [])], passes=mc, mirrored=mirror)
+        ready = take(models.members[0].preprocessing.decoding, models.max_pixels)
+    return predict_paths(models, list(files), refused=refused, device=where, workers=count, ready=ready)
 
 
 def check_workers(workers: int | None) -> None:
