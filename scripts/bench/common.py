@@ -1,19 +1,32 @@
-"""What the resumable benchmarks share: results as lines of JSON, and smaller training sets."""
+"""What the benchmarks share: results as lines of JSON with machine and day, splits, processes by the clock."""
 
 from __future__ import annotations
 
 import csv
+import datetime
+import functools
+import importlib.metadata
+import io
 import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
+from toolkit.backbones.embedded_source import network
+from toolkit.data.decode import read_image
 from toolkit.data.manifest import TRAIN
 from toolkit.data.scan import scan
 from toolkit.data.split import assign_splits
 
-RESULTS = Path(__file__).resolve().parent / "results"
+HERE = Path(__file__).resolve().parent
+ROOT, PEERS, RESULTS = HERE.parent.parent, HERE / "peers", HERE / "results"
 
 
 def results(name: str) -> list[dict[str, Any]]:
@@ -28,10 +41,65 @@ def is_there(name: str, where: dict[str, Any]) -> bool:
 
 
 def add(name: str, result: dict[str, Any]) -> None:
-    """Write a result down."""
+    """Write a result down, with what it depends on: see `about`."""
     RESULTS.mkdir(exist_ok=True)
     with open(RESULTS / f"{name}.jsonl", "a") as file:
-        file.write(json.dumps(result) + "\n")
+        file.write(json.dumps({**result, "about": about()}) + "\n")
+
+
+@functools.cache
+def about() -> dict[str, Any]:
+    """Return the machine, the versions and the day."""
+    facts: dict[str, Any] = {"cpu": _processor(), "cores": len(os.sched_getaffinity(0))}
+    facts["instructions"] = torch.backends.cpu.get_cpu_capability()
+    if torch.cuda.is_available():
+        facts["gpu"] = torch.cuda.get_device_name()
+    facts |= {name: importlib.metadata.version(name) for name in ("torch", "torchvision", "transfer-toolkit")}
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    return {**facts, "commit": commit.stdout.strip(), "date": datetime.date.today().isoformat()}
+
+
+def _processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
+
+
+class Told(NamedTuple):
+    """What a contestant took and reached: seconds of the process, seconds of the training, validation accuracy, and
+    where it has one its curve of (seconds of training, accuracy)."""
+
+    process_s: float
+    train_s: float
+    accuracy: float
+    curve: list[tuple[float, float]]
+
+
+def run_toolkit(words: Sequence[str | Path], out: Path, **environment: str) -> Told:
+    """Run `toolkit finetune` with these words; its training is extraction and fit."""
+    command = [sys.executable, "-m", "toolkit", "finetune", *words, "--out", out, "--overwrite"]
+    start = time.perf_counter()
+    subprocess.run(command, check=True, capture_output=True, cwd=ROOT, env={**os.environ, **environment})
+    process = time.perf_counter() - start
+    metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
+    seconds = metrics["seconds"]
+    return Told(process, seconds["extract"] + seconds["fit"], metrics["val"]["accuracy"], [])
+
+
+def run_peer(python: str, script: str, *words: str | Path) -> Told:
+    """Run a script of `peers/`, whose last line is JSON: accuracy, train_s and maybe a curve."""
+    start = time.perf_counter()
+    done = subprocess.run([python, PEERS / script, *words], check=True, stdout=subprocess.PIPE, text=True)
+    process = time.perf_counter() - start
+    told = json.loads(done.stdout.strip().splitlines()[-1])
+    return Told(process, told["train_s"], told["accuracy"], [tuple(point) for point in told.get("curve", [])])
+
+
+def write_weights(file: Path) -> None:
+    """Write the default backbone's ImageNet weights as the state dict that timm's network of that name takes."""
+    torch.save(network("efficientnet_lite0", None, published=True).model.state_dict(), file)
 
 
 def write_split(photos: Path, file: Path, val: float, seed: int) -> tuple[int, int]:
@@ -77,3 +145,26 @@ def settings_of(text: str) -> dict[str, Any]:
         except ValueError:
             values[key] = value
     return values
+
+
+def bound(decode: float, forward: float, device: torch.device) -> float:
+    """Return the seconds an image that a machine takes which decodes and passes images on, and does nothing else.
+
+    decode: core-seconds. forward: seconds with all cores. A CPU does one after the other, a GPU both at once.
+    """
+    share = decode / len(os.sched_getaffinity(0))
+    return share + forward if device.type == "cpu" else max(share, forward)
+
+
+def write_photos(photos: Path, n: int, folder: Path) -> None:
+    """Write n JPEGs of two classes, all of different content."""
+    found = scan(photos)
+    for label in ("a", "b"):
+        (folder / label).mkdir(parents=True)
+    for number in range(n):
+        row, again = number % len(found), number // len(found)
+        _, image = read_image(found.file(row))
+        cut = image.crop((again % 8, again // 8, image.width, image.height))
+        content = io.BytesIO()
+        cut.save(content, "JPEG", quality=90)
+        (folder / "ab"[number % 2] / f"{number:06d}.jpg").write_bytes(content.getvalue())
