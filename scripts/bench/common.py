@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from PIL import Image
 
 from toolkit.backbones.embedded_source import network
 from toolkit.data.decode import read_image
@@ -156,15 +157,22 @@ def bound(decode: float, forward: float, device: torch.device) -> float:
     return share + forward if device.type == "cpu" else max(share, forward)
 
 
-def write_photos(photos: Path, n: int, folder: Path) -> None:
-    """Write n JPEGs of two classes, all of different content."""
+def write_photos(photos: Path, n: int, folder: Path, enlarge: float = 1) -> dict[str, str]:
+    """Write n JPEGs, all of different content, into two folders, and return the class of each: the images of a data
+    set in turn, each time cut a little differently, enlarged by a factor, and encoded anew (quality 90)."""
     found = scan(photos)
+    classes: dict[str, str] = {}
     for label in ("a", "b"):
         (folder / label).mkdir(parents=True)
     for number in range(n):
         row, again = number % len(found), number // len(found)
         _, image = read_image(found.file(row))
         cut = image.crop((again % 8, again // 8, image.width, image.height))
+        if enlarge != 1:
+            cut = cut.resize((round(cut.width * enlarge), round(cut.height * enlarge)), Image.Resampling.BICUBIC)
         content = io.BytesIO()
         cut.save(content, "JPEG", quality=90)
-        (folder / "ab"[number % 2] / f"{number:06d}.jpg").write_bytes(content.getvalue())
+        file = folder / "ab"[number % 2] / f"{number:06d}.jpg"
+        file.write_bytes(content.getvalue())
+        classes[str(file)] = found.classes[found.labels[row]]
+    return classes

@@ -203,8 +203,8 @@ def test_what_is_ready_is_not_decoded_again(photos: Path, monkeypatch: pytest.Mo
     expected = [batch.inputs for batch in clean_batches(manifest, rows, SMALL, **how)]
     found = finished(photos, 13)
     monkeypatch.setattr("toolkit.data.loading.read_image", None)
-    for turns in (False, True):
-        how["workers"] = int(turns)
+    for workers, turns in ((0, False), (1, True), (1, False)):
+        how["workers"] = workers
         batches = list(clean_batches(manifest, rows, SMALL, **how, turns=turns, ready=found))
         assert [batch.rows.tolist() for batch in batches] == [[12, 3], [7]]
         assert all(torch.equal(batch.inputs, other) for batch, other in zip(batches, expected, strict=True))

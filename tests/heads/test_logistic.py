@@ -8,9 +8,9 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from tests.heads.rows import WIDTHS, OnDisk, clouds, unit, with_views
-from toolkit.heads import examples
+from toolkit.heads import examples, softmax_solver
 from toolkit.heads.logistic import STRENGTHS, LogisticHead
-from toolkit.heads.softmax_solver import Inputs, cross_entropy
+from toolkit.heads.softmax_solver import Inputs, Preconditioner, cross_entropy, solve
 from toolkit.heads.views import fold_splits
 
 
@@ -169,3 +169,27 @@ def test_many_classes_of_few_images_are_no_obstacle_in_a_large_set(monkeypatch: 
     features = np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32)
     head = LogisticHead((4,), strengths=(1.0, 10.0)).fit(features, labels, 10).head_
     assert head.linear.weight.shape == (10, 4)
+
+
+def test_the_preconditioner_saves_steps_and_changes_no_solution(monkeypatch):
+    generator = np.random.default_rng(0)
+    scales = np.geomspace(10, 0.1, 120)  # as features are: a few directions dominate
+    features = generator.normal(0, 1, (400, 120)) * scales
+    labels = (features / scales @ generator.normal(0, 1, (120, 3)) + generator.normal(0, 3, (400, 3))).argmax(1)
+    given = examples.Examples(features.astype(np.float32), labels, 3, (120,))
+    inputs, calls, own = Inputs(given, (0,)), [], softmax_solver.cross_entropy
+    monkeypatch.setattr(softmax_solver, "cross_entropy", lambda *a: calls.append(1) or own(*a))
+    found = []
+    for preconditioner in (inputs.preconditioner(2 / 9, 300.0), Preconditioner(None, 1.0)):
+        calls.clear()
+        start = np.zeros((inputs.width + 1, 3))
+        solution = solve(inputs, labels, given.weights, 300.0, start, preconditioner, tolerance=1e-7)
+        found.append((len(calls), inputs.scores(solution, np.arange(400))))
+    assert found[0][0] < found[1][0] / 3
+    assert np.abs(found[0][1] - found[1][1]).max() < 0.01 * np.abs(found[0][1]).max()
+
+
+def test_fewer_rows_than_columns_are_solved_as_they_are():
+    features, labels = clouds([30, 25], widths=(70, 90))
+    inputs = Inputs(examples.Examples(features, labels, 2, (70, 90)), (0, 1))
+    assert inputs.preconditioner(0.25, 3.0).matrix is None

@@ -149,10 +149,18 @@ class ResumableLoader(DataLoader[Any]):
     """A DataLoader over a SeededSampler that knows how far its epoch has got, and can go on from there.
 
     Its own random generator seeds the workers, so that the global random state does not depend on them.
+    start: how they are started, such as "fork", where that matters.
     """
 
     def __init__(
-        self, dataset: ViewSource, sampler: SeededSampler, *, batch_size: int, workers: int, pin: bool
+        self,
+        dataset: ViewSource,
+        sampler: SeededSampler,
+        *,
+        batch_size: int,
+        workers: int,
+        pin: bool,
+        start: str | None = None,
     ) -> None:
         super().__init__(
             dataset,  # type: ignore[arg-type]  # it need not inherit from Dataset
@@ -164,6 +172,7 @@ class ResumableLoader(DataLoader[Any]):
             generator=torch.Generator().manual_seed(0),
             persistent_workers=workers > 0,
             worker_init_fn=leave_signals,
+            multiprocessing_context=start if workers else None,
             timeout=LOST_AFTER_S if workers else 0,
         )
         self._done = (-1, 0)
@@ -261,7 +270,8 @@ def clean_batches(
         spans = ([(row, 0) for row in rows[i : i + batch_size].tolist()] for i in range(0, len(rows), batch_size))
         return by_turns(dataset.__getitem__, spans, dataset.collate, workers)
     sampler = SeededSampler(rows, views=1, seed=0, shuffle=False)
-    return iter(ResumableLoader(dataset, sampler, batch_size=batch_size, workers=workers, pin=pin))
+    start = None if ready is None else "fork"  # it shares memory with them
+    return iter(ResumableLoader(dataset, sampler, batch_size=batch_size, workers=workers, pin=pin, start=start))
 
 
 def default_workers(n_images: int) -> int:

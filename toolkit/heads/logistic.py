@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from toolkit.heads.blocks import Rows
 from toolkit.heads.examples import UNSEEN_BIAS, Examples, Trial
 from toolkit.heads.linear import LinearHead
-from toolkit.heads.softmax_solver import COARSE, FINE, Inputs, solve
+from toolkit.heads.softmax_solver import COARSE, FINE, Inputs, Preconditioner, solve
 from toolkit.heads.temperature import negative_log_likelihoods
 from toolkit.heads.threads import few_threads
 
@@ -88,6 +88,7 @@ class LogisticPath:
         self.classes = np.flatnonzero(examples.seen)
         self.positions = np.searchsorted(self.classes, examples.labels)
         self._solutions: dict[int, dict[float, NDArray[np.float64]]] = {}
+        self._preconditioner: tuple[float, Preconditioner] | None = None
         self._trivial = len(self.classes) == 1 or len(examples.views.first) == 1
 
     def cross_validate(self, strengths: Sequence[float]) -> dict[float, float]:
@@ -140,5 +141,20 @@ class LogisticPath:
             start = [np.zeros((self.inputs.width + 1, len(self.classes))), *others, *known.values()][-1]
             for old in list(known)[:-1]:
                 del known[old]
-            known[strength] = solve(self.inputs, self.positions, weights, strength, start, tolerance=tolerance)
+            known[strength] = solve(
+                self.inputs,
+                self.positions,
+                weights,
+                strength,
+                start,
+                self._preconditioner_for(strength),
+                tolerance=tolerance,
+            )
         return known[strength]
+
+    def _preconditioner_for(self, strength: float) -> Preconditioner:
+        """Return the preconditioner of a strength; the last one is remembered, for folds differ little."""
+        if self._preconditioner is None or self._preconditioner[0] != strength:
+            even = 1 / len(self.classes)
+            self._preconditioner = strength, self.inputs.preconditioner(even * (1 - even), strength)
+        return self._preconditioner[1]

@@ -1,0 +1,68 @@
+"""The page and the picture of the benchmarks are made from their results."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+BENCH = Path(__file__).resolve().parent.parent / "scripts" / "bench"
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Path:
+    """Return a copy of the scripts that finds the toolkit, and has no results."""
+    shutil.copytree(BENCH, tmp_path / "scripts" / "bench", ignore=shutil.ignore_patterns("results", "__pycache__"))
+    (tmp_path / "toolkit").symlink_to(BENCH.parent.parent / "toolkit")
+    (tmp_path / "scripts/bench/results").mkdir()
+    return tmp_path / "scripts/bench"
+
+
+def report(bench: Path, **results: list[dict[str, Any]]) -> str:
+    for name, rows in results.items():
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (bench / "results" / f"{name}.jsonl").write_text(text)
+    done = subprocess.run([sys.executable, bench / "report"], capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+def row_of(page: str, *words: str) -> list[str]:
+    (line,) = [line for line in page.splitlines() if all(word in line for word in words)]
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_ratios_are_taken_within_a_round(bench: Path) -> None:
+    about = {"cores": 2, "cpu": "some", "torch": "2.0", "date": "2000-01-01"}
+    rows = []
+    for number, (own, other) in enumerate([(1.0, 10.0), (10.0, 20.0), (2.0, 8.0)]):  # ratios 10, 2, 4
+        for name, seconds in (("toolkit, first run", own), ("a peer", other)):
+            row = {"data": "cats", "n_train": 3, "n_val": 2, "seed": 0, "round": number, "contestant": name}
+            rows.append({**row, "process_s": seconds, "train_s": seconds / 2, "accuracy": 0.5, "about": about})
+    page = report(bench, frozen=rows)
+    assert row_of(page, "a peer")[1:] == ["a peer", "10.0", "5.0", "0.500", "4.00 ×", "3"]
+    assert row_of(page, "toolkit, first run")[2:] == ["2.0", "1.0", "0.500", "1.00 ×", "3"]
+    assert "2 cores of some, torch 2.0, 2000-01-01" in page
+    assert (bench / "results/README.md").read_text().strip() == page.strip()
+    with Image.open(bench / "results/speed.png") as picture:
+        assert min(picture.size) > 200
+
+
+def test_other_tables_are_made_of_medians(bench: Path) -> None:
+    tail = {"data": "cats", "epochs": "1", "views": None, "mixing": None, "n_train": 3, "n_val": 2}
+    partial = [{**tail, "round": n, "cached": [n, n, 0.5], "live": [3 * n, 6 * n, 0.5]} for n in (1, 2, 3)]
+    growth = [
+        {"images": 1000, "views": 2, "size": 32, "round": n, "process_s": n, "extract_s": n, "fit_s": 0.0}
+        for n in (4, 6)
+    ]
+    growth = [{**row, "own_MB": 10.0, "with_children_MB": 12.0} for row in growth]
+    page = report(bench, partial=partial, growth=growth)
+    assert row_of(page, "cats", "live")[2:] == ["6.0", "12.0", "0.500", "3.00 ×", "6.00 ×", "3"]
+    assert row_of(page, "| 1000 |") == ["1000", "2", "5.0", "2.50", "10", "12", "2"]
+    assert not (bench / "results/speed.png").exists()
