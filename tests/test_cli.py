@@ -25,7 +25,7 @@ from toolkit.errors import Interrupted
 from toolkit.options import Options
 
 HEAVY = ("torch", "torchvision", "lightning", "numpy", "PIL", "timm", "sklearn", "torchmetrics", "safetensors", "rich")
-HEAD_MODULES, PREDICT_MODULES = 0, 0  # that may be imported beside torch's own: what is slow to import is not needed
+HEAD_MODULES, PREDICT_MODULES = 720, 250  # beside those of torch: most of a head are SciPy's, for its solver
 PYTHON_OF = {"plan": "plan_transfer", "features": "extract_features", "baseline": "train_baseline"}
 
 
