@@ -193,3 +193,15 @@ def test_fewer_rows_than_columns_are_solved_as_they_are():
     features, labels = clouds([30, 25], widths=(70, 90))
     inputs = Inputs(examples.Examples(features, labels, 2, (70, 90)), (0, 1))
     assert inputs.preconditioner(0.25, 3.0).matrix is None
+
+
+@pytest.mark.parametrize("counts", [[100, 90, 80], [20, 15, 10]], ids=["few columns", "many columns"])
+def test_arrays_that_are_read_only_or_reversed_are_taken_as_they_are(counts, recwarn):
+    features, labels = clouds(counts, widths=(30, 40))
+    expected = LogisticHead((30, 40), strengths=[1.0]).fit(features, labels, 3).oof_
+    fixed = features.copy()
+    fixed.flags.writeable = False
+    for given in (fixed, features[::-1].copy()[::-1], np.asfortranarray(features)):
+        found = LogisticHead((30, 40), strengths=[1.0]).fit(given, labels, 3)
+        assert np.abs(found.oof_ - expected).max() < 1e-2
+    assert not recwarn.list

@@ -24,7 +24,7 @@ MANY = 1_000  # rows
 
 
 class LogisticHead:
-    """Fits a LinearHead by full-batch L-BFGS for a path of strengths C = 1/λ, each warm-started by the one before.
+    """Fits a LinearHead by preconditioned full-batch L-BFGS for a path of strengths C = 1/λ, each warm-started by the one before.
 
     strengths: ascending; by default half a decade apart, with more than 1,000 rows a whole one. The path ends at the
     first strength that is no better than the one before by the held-out loss. All views of an image are held out
