@@ -24,9 +24,9 @@ MANY = 1_000  # rows
 
 
 class LogisticHead:
-    """Fits a LinearHead by preconditioned full-batch L-BFGS for a path of strengths C = 1/λ, each warm-started by the one before.
+    """Fits a LinearHead by preconditioned full-batch L-BFGS for a path of strengths C = 1/λ.
 
-    strengths: ascending; by default half a decade apart, with more than 1,000 rows a whole one. The path ends at the
+    Each is warm-started by the one before. strengths: ascending; by default half a decade apart, with more than 1,000 rows a whole one. The path ends at the
     first strength that is no better than the one before by the held-out loss. All views of an image are held out
     together, in 10 folds up to 300 images, in 5 above; with more than 5,000 images one held-out part chooses (see
     Examples). Of images with several views the first row, the clean view, is scored.
@@ -35,7 +35,8 @@ class LogisticHead:
     whose class has another one) and `oof_`: float32 (N, C), for every row the score from a model that has seen no view
     of its image. A single image leaves nothing to compare: the first strength is taken, and its scores are zeros.
 
-    Memory beside the features: a float32 N × N matrix where N < D; blocks of 2,048 rows otherwise.
+    Memory beside the features: a float32 N × N matrix where N < D; otherwise blocks of 2,048 rows, and for the
+    preconditioner a few D × D matrices, one of which stays.
     """
 
     def __init__(
