@@ -208,3 +208,29 @@ def test_what_is_ready_is_not_decoded_again(photos: Path, monkeypatch: pytest.Mo
         batches = list(clean_batches(manifest, rows, SMALL, **how, turns=turns, ready=found))
         assert [batch.rows.tolist() for batch in batches] == [[12, 3], [7]]
         assert all(torch.equal(batch.inputs, other) for batch, other in zip(batches, expected, strict=True))
+
+
+def test_a_stop_while_it_begins_leaves_no_process(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fork, begun = os.fork, []
+
+    def stopped() -> int:
+        if begun:
+            raise KeyboardInterrupt
+        begun.append(fork())
+        return begun[0]
+
+    monkeypatch.setattr(os, "fork", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        begin(images_of(photos), SMALL, CAP, 2)
+    assert ahead._begun is None
+    with pytest.raises(ChildProcessError):
+        os.waitpid(begun[0], os.WNOHANG)
+
+
+def test_a_process_that_somebody_else_waited_for_is_none_to_stop(photos: Path) -> None:
+    begin(images_of(photos), SMALL, CAP, 1)
+    assert ahead._begun is not None
+    (process,) = ahead._begun._processes
+    os.kill(process, 9)
+    os.waitpid(process, 0)
+    assert take(SMALL, CAP) is not None

@@ -8,7 +8,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from tests.heads.rows import WIDTHS, OnDisk, clouds, unit, with_views
-from toolkit.heads import examples, softmax_solver
+from toolkit.heads import examples, logistic, softmax_solver
 from toolkit.heads.logistic import STRENGTHS, LogisticHead
 from toolkit.heads.softmax_solver import Inputs, Preconditioner, cross_entropy, solve
 from toolkit.heads.views import fold_splits
@@ -205,3 +205,44 @@ def test_arrays_that_are_read_only_or_reversed_are_taken_as_they_are(counts, rec
         found = LogisticHead((30, 40), strengths=[1.0]).fit(given, labels, 3)
         assert np.abs(found.oof_ - expected).max() < 1e-2
     assert not recwarn.list
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_class_with_a_single_image_is_no_reason_to_stop_early(seed, monkeypatch):
+    generator = np.random.default_rng(seed)
+    of = generator.integers(0, 3, 300)
+    features = generator.normal(0, 1, (300, 20)) + np.eye(3)[of] @ generator.normal(0, 1, (3, 20))
+    labels = np.zeros(300, dtype=np.int64)
+    labels[generator.integers(300)] = 1
+    given = examples.Examples(features.astype(np.float32), labels, 2, (20,))
+    losses = {}
+    for tolerance in (logistic.COARSE, 1e-10):
+        monkeypatch.setattr(logistic, "COARSE", tolerance)
+        losses[tolerance] = logistic.LogisticPath(given, (0,)).cross_validate((0.1, 1.0))
+    coarse, exact = losses.values()
+    assert all(coarse[strength] == pytest.approx(exact[strength], rel=0.01) for strength in exact)
+
+
+@pytest.mark.parametrize("strength", [1e6, 1e20])
+@pytest.mark.parametrize("kind", ["twice", "constant"])
+def test_directions_that_no_feature_takes_have_no_weight(kind, strength):
+    features, labels = clouds([60, 50], widths=(6, 10), noise=6.0)
+    features = np.concatenate([features, features if kind == "twice" else np.ones_like(features)], axis=1)
+    head = LogisticHead((16, 16), strengths=[strength]).fit(features, labels, 2).head_
+    assert head.linear.weight.isfinite().all() and head.linear.weight.abs().max() < 1e3
+
+
+def test_every_thread_of_the_solver_multiplies_alone(monkeypatch):
+    features, labels = clouds([1500, 1500])
+    given = examples.Examples(features, labels, 2, WIDTHS)
+    inputs, seen, own = Inputs(given, (0, 1)), [], softmax_solver.cross_entropy
+    monkeypatch.setattr(softmax_solver, "cross_entropy", lambda *a: seen.append(torch.get_num_threads()) or own(*a))
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        start = np.zeros((inputs.width + 1, 2))
+        solve(inputs, labels, given.weights, 1.0, start, Preconditioner(None, 1.0), tolerance=1e-4)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert len(seen) >= 4 and set(seen) == {1}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ from toolkit.options import Options
 from toolkit.tasks.head_start import head_start, head_start_of
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it forks")
+several_cores = pytest.mark.skipif(sys.platform != "linux" or len(os.sched_getaffinity(0)) < 2, reason="one core")
 
 
 @pytest.fixture
@@ -142,24 +144,44 @@ def test_a_run_ends_as_it_does_without(tmp_path: Path) -> None:
     assert made[0] == made[1]
 
 
+def ahead_of(verb: str, *words: object) -> subprocess.CompletedProcess[bytes]:
+    """Run a command that says on stderr whether it was given something that had been decoded ahead."""
+    code = (
+        "import sys; from toolkit.cli import main; from toolkit.data import ahead; take = ahead.take\n"
+        "def told(*a): found = take(*a); print('ahead:', found is not None, file=sys.stderr); return found\n"
+        "ahead.take = told; sys.exit(main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", code, verb, *map(str, words)]
+    return subprocess.run(command, check=True, capture_output=True)
+
+
 @pytest.mark.slow
+@several_cores
 def test_predictions_are_as_they_are_without(model: Path, tmp_path: Path) -> None:
     photos = make_photos(tmp_path / "photos", {"cat": 60, "dog": 60})
     (photos / "cat" / "broken.jpg").write_bytes(b"\xff\xd8\xff no image")
-    command = [sys.executable, "-m", "toolkit", "predict", model, photos, "--device", "cpu"]
-    made = [
-        subprocess.run([*command, *more], check=True, capture_output=True).stdout for more in ([], ["--workers", "0"])
-    ]
-    assert made[0] == made[1] and made[0].count(b"\n") == 121
+    made = [ahead_of("predict", model, photos, "--device", "cpu", *more) for more in ([], ["--workers", "0"])]
+    assert made[0].stdout == made[1].stdout and made[0].stdout.count(b"\n") == 121
+    assert [b"ahead: True" in one.stderr for one in made] == [True, False]
 
 
 @pytest.mark.slow
+@several_cores
 def test_features_are_as_they_are_without(tmp_path: Path) -> None:
     photos = make_photos(tmp_path / "photos", {"cat": 60, "dog": 60})
     tables = []
     for name, more in (("ahead", []), ("without", ["--workers", "0"])):
-        command = [sys.executable, "-m", "toolkit", "features", photos, "--out", tmp_path / f"{name}.npz", *more]
-        subprocess.run([*command, "--cache", "false"], check=True, capture_output=True)
+        done = ahead_of("features", photos, "--out", tmp_path / f"{name}.npz", "--cache", "false", *more)
+        assert (b"ahead: True" in done.stderr) == (name == "ahead")
         with np.load(tmp_path / f"{name}.npz") as table:
             tables.append({key: table[key].tolist() for key in table})
     assert tables[0] == tables[1] and len(tables[0]["X"]) == 120
+
+
+def test_it_is_not_begun_where_processes_that_end_are_forgotten(few: Path, tmp_path: Path, begun: list[Any]) -> None:
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        start(few, tmp_path / "cache")
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+    assert begun == []

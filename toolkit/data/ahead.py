@@ -12,6 +12,7 @@ import os
 import signal
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, NoReturn
@@ -56,16 +57,18 @@ class DecodedAhead:
         try:
             for number in range(min(processes, n)):
                 self._processes.append(self._fork(number, processes))
-        except OSError:  # the system allows no more of them
+        except BaseException:  # the system allows no more of them, or somebody stops the program just now
             self.stop()
             raise
 
     def stop(self) -> None:
         """End the processes; what they have finished stays."""
         for process in self._processes:
-            os.kill(process, signal.SIGKILL)  # it writes to nothing but the shared memory, and has no children
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)  # it writes to nothing but the shared memory, and has no children
         for process in self._processes:
-            os.waitpid(process, 0)
+            with suppress(ChildProcessError):  # somebody else has waited for it
+                os.waitpid(process, 0)
         self._processes = []
 
     def get(self, path: str) -> Decoded | None:

@@ -156,6 +156,7 @@ class LogisticPath:
     def _preconditioner_for(self, strength: float) -> Preconditioner:
         """Return the preconditioner of a strength; the last one is remembered, for folds differ little."""
         if self._preconditioner is None or self._preconditioner[0] != strength:
-            even = 1 / len(self.classes)
-            self._preconditioner = strength, self.inputs.preconditioner(even * (1 - even), strength)
+            shares = np.bincount(self.positions, self.examples.weights) / self.examples.weights.sum()
+            curvature = float((shares * (1 - shares)).mean())  # where every class is as probable as it is frequent
+            self._preconditioner = strength, self.inputs.preconditioner(curvature, strength)
         return self._preconditioner[1]

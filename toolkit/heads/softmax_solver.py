@@ -17,7 +17,8 @@ from toolkit.heads.threads import one_thread
 
 Floats = NDArray[np.float64]
 MAX_ITERATIONS = 300
-COARSE, FINE = 1e-4, 1e-6  # relative decrease of the loss that ends a solution: one to compare, one to keep
+FLOOR = 1e-9  # of the squared length of all features: less is rounding, in which no direction is to be trusted
+COARSE, FINE = 1e-4, 3e-7  # relative decrease of the loss that ends a solution: one to compare, one to keep
 
 
 class Inputs:
@@ -104,7 +105,7 @@ class Inputs:
         from scipy.linalg import solve_triangular
 
         hessian = curvature * self._gram
-        hessian[np.diag_indices_from(hessian)] += 1 / strength
+        hessian[np.diag_indices_from(hessian)] += 1 / strength + FLOOR * curvature * self._total
         lower = np.linalg.cholesky(hessian)
         inverse = solve_triangular(lower, np.eye(len(lower)), lower=True)
         return Preconditioner(inverse.T.astype(np.float32), float((curvature * self._total) ** -0.5))
@@ -143,6 +144,12 @@ class Preconditioner:
         if self.matrix is not None:
             by_weights = product(by_weights.astype(np.float32).T, self.matrix).T.astype(np.float64)
         return np.concatenate([by_weights, self.bias * gradient[-1:]])
+
+
+def _stay_one_thread() -> None:
+    """Keep the linear algebra of this thread on it: OpenMP's number is that of a thread, not of the process."""
+    torch.get_num_threads()  # torch sets it where it is first asked in a thread
+    one_thread()
 
 
 def solve(
@@ -185,7 +192,7 @@ def solve(
 
     options = {"maxiter": MAX_ITERATIONS, "ftol": tolerance, "gtol": 1e-8}
     # Products this thin gain little from a BLAS's own threads, and where cores are shared those wait for each other.
-    with one_thread(), ThreadPoolExecutor(n_workers) as pool:
+    with one_thread(), ThreadPoolExecutor(n_workers, initializer=_stay_one_thread) as pool:
         found = minimize(loss_and_gradient, np.zeros(start.size), jac=True, method="L-BFGS-B", options=options)
     return solution_of(found.x)
 

@@ -30,8 +30,9 @@ from toolkit.features.store import FeatureStore
 from toolkit.hardware import resolve_device
 from toolkit.plan import FreezeSpec
 from toolkit.progress import say
+from toolkit.tasks.apart import check_apart
 from toolkit.tasks.baseline_inputs import Examples, Source, open_source, read_examples
-from toolkit.tasks.ending import check_apart, file_lines, metrics_of, publish_results, score_lines
+from toolkit.tasks.ending import file_lines, metrics_of, publish_results, score_lines
 from toolkit.tasks.job import Stopwatch
 from toolkit.tasks.stores import open_store
 from toolkit.training.fit import FitSettings, fit

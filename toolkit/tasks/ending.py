@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 from toolkit.artifacts.model_folder import Model, save_model
 from toolkit.artifacts.run_folder import CONFUSION, MISTAKES, MODEL, PER_CLASS, PREDICTIONS, RunFolder
 from toolkit.data.manifest import TRAIN, Manifest
-from toolkit.errors import ArtifactError
 from toolkit.evaluation.predictions import Predictions
 from toolkit.evaluation.tables import write_confusion_csv, write_mistakes_csv, write_per_class_csv
 from toolkit.scores import Scores
@@ -19,13 +17,6 @@ VAL_USE = {
     "nothing": "nothing was chosen by these images; once you choose between runs by them, a test split alone is unseen",
     "epoch": "these images chose the epoch that was kept, so expect a little less on others; a test split would tell",
 }
-
-
-def check_apart(data: str | os.PathLike[str], where: Path) -> None:
-    """Raise ArtifactError for a run folder inside the photos' folder: the next scan would take it for a class."""
-    photos = Path(data).expanduser().resolve()
-    if photos.is_dir() and where.resolve().is_relative_to(photos):
-        raise ArtifactError(f"{where} lies inside the folder of photos, which is only read; choose another --out")
 
 
 def publish_results(folder: RunFolder, model: Model, predictions: Predictions, manifest: Manifest) -> None:

@@ -210,7 +210,7 @@ def _make_folder(folder: Path, data: str) -> Path:
     """Make the folder of the tables before the work; a run's own tables are not to be replaced, nor photos mixed."""
     from toolkit.artifacts.run_folder import CONFIG
     from toolkit.errors import ArtifactError
-    from toolkit.tasks.ending import check_apart
+    from toolkit.tasks.apart import check_apart
 
     check_apart(data, folder)
     if (folder / CONFIG).exists():

@@ -70,7 +70,7 @@ def extract_features(
         raise SettingError("augment is not used with views 1, the clean view alone; set views to 2 or more")
     if out is not None:
         out = checked_path(out, overwrite=overwrite)
-        from toolkit.tasks.ending import check_apart
+        from toolkit.tasks.apart import check_apart
 
         check_apart(data, Path(out))
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from toolkit.errors import ToolkitError
 from toolkit.options import Options
 
 if TYPE_CHECKING:
@@ -22,9 +22,10 @@ Work = tuple[Iterable[str], "Preprocessing", int]  # files, how they are decoded
 def head_start(data: Any, options: Options) -> Iterator[None]:
     """Decode the first images of a data set ahead, for as long as the block lasts: those that a backbone will see.
 
-    Nothing is done where it cannot help: in a program that has imported torch already, on one core, for a data set
-    whose contents the cache knows, or for a network whose preprocessing is not known without torch. Whatever is wrong
-    with the data or the options is left to be said where it always is.
+    Nothing is done where it cannot help: in a program that has imported torch already, on one core, for photos in a
+    folder of which the cache knows some, or for a network whose preprocessing is not known without torch; nor where
+    the system forgets processes that end. Whatever is wrong with the data or the options is left to be said where it
+    always is.
     """
     with _ahead(lambda: _first_run(data, options), options.workers):
         yield
@@ -40,7 +41,7 @@ def head_start_of(model: Any, files: Sequence[str], workers: int | None) -> Iter
 @contextmanager
 def _ahead(work: Callable[[], Work | None], workers: int | None) -> Iterator[None]:
     helps = sys.platform == "linux" and "torch" not in sys.modules and workers != 0
-    if not helps or len(os.sched_getaffinity(0)) < 2:
+    if not helps or len(os.sched_getaffinity(0)) < 2 or signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN:
         yield
         return
     from toolkit.data import ahead
@@ -49,7 +50,7 @@ def _ahead(work: Callable[[], Work | None], workers: int | None) -> Iterator[Non
         found = work()
         if found is not None:
             ahead.begin(*found, min(len(os.sched_getaffinity(0)) - 1, ahead.MOST_PROCESSES))
-    except (OSError, ToolkitError, ValueError, TypeError, KeyError):  # no memory, no processes, data nobody can read
+    except Exception:  # no memory, no processes, or data and models that nobody can read: others say so
         pass
     try:
         yield

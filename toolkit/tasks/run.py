@@ -18,7 +18,8 @@ from toolkit.options import CUSTOM, Options
 from toolkit.plan import TransferPlan
 from toolkit.progress import say
 from toolkit.scores import Scores
-from toolkit.tasks.ending import check_apart, file_lines, metrics_of, publish_results, score_lines
+from toolkit.tasks.apart import check_apart
+from toolkit.tasks.ending import file_lines, metrics_of, publish_results, score_lines
 from toolkit.tasks.folds import cross_validate, in_words
 from toolkit.tasks.job import Job, Stopwatch, open_backbone, plan_ahead
 from toolkit.tasks.prepare import Prepared, prepare, prepare_again, read_plan
