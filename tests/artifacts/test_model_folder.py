@@ -150,6 +150,12 @@ def test_a_flipped_bit_in_the_weights_is_noticed(folder: Path, place: float) -> 
         load_model(folder)
 
 
+def test_a_description_that_is_nested_without_end_is_one_clear_error(folder: Path) -> None:
+    (folder / "model.json").write_text("[" * 100_000)
+    with pytest.raises(ArtifactError, match="cannot be read"):
+        load_model(folder)
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -188,6 +194,7 @@ def test_an_edited_description_is_noticed(folder: Path, change: Callable[[dict[s
         (lambda d: d["head"].update(widths=[7]), "does not fit its description"),
         (lambda d: d["backbone"].update(name="mobilenet_v2"), "rules expected|taps|does not fit"),
         (lambda d: d["backbone"].update(name="nothing_like_it"), "unknown backbone"),
+        (lambda d: d["decoding"].update(max_pixels=float("inf")), "is damaged"),
         (lambda d: d["backbone"].clear(), "is damaged"),
         (lambda d: d.update(backbone=None), "is damaged"),
     ],

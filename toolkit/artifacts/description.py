@@ -32,7 +32,7 @@ def read_description(folder: Path) -> dict[str, Any]:
     file = folder / DESCRIPTION
     try:
         description = read_json(file)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ArtifactError(f"{file} cannot be read ({type(error).__name__}); train again") from error
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise ArtifactError(f"{file} is not of format {FORMAT}, the one this version reads")

@@ -137,7 +137,7 @@ def load_model(path: str | os.PathLike[str], *, stages: Sequence[nn.Module] | No
         golden = torch.tensor(description["golden_logits"])
     except ToolkitError:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
         raise ArtifactError(
             f"{folder / DESCRIPTION} is damaged ({type(error).__name__}: {error}); train again"
         ) from error
