@@ -77,7 +77,7 @@ def compute(
     Raises NoRoomError where the disk is full, WeightsError where the activations are not finite.
     """
     batches = _Batches(rows, wanted, bounds)
-    maker = functools.cache(lambda: request.maker())  # once, and not for what cannot be read at all
+    maker = functools.cache(lambda: request.maker())  # once, whoever comes first
     on_cpu, some = request.device.type == "cpu", len(rows) >= 2 * CHUNK
     if some and on_cpu:
         maker()  # on one core, while what decodes ahead still has the others
