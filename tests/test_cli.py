@@ -196,12 +196,12 @@ def test_plan_is_printed_with_the_command_that_carries_it_out(
     assert main(["plan", str(data), *(f"--{key}={value}" for key, value in spelled.items())]) == 0
     printed = capsys.readouterr().out
     first = toolkit.plan_transfer(str(data), **given)
-    assert printed.startswith(f"plan: {first.strategy}")
+    assert f"\nplan: {first.strategy}" in printed
     words = shlex.split(printed.partition("to carry it out:\n")[2])
     assert words[:2] == ["toolkit", "finetune"]
     values = parsed("finetune", *words[2:])
     again = toolkit.plan_transfer(**{key: values[key] for key in signature("plan")})
-    alike = {"overridden": (), "reasons": ()}  # which tell what was set
+    alike = {"overridden": (), "reasons": (), "predicted": None, "ways": ()}  # what was set; seconds
     assert dataclasses.replace(again, **alike) == dataclasses.replace(first, **alike)
     assert all(values[key] == value for key, value in given.items() if key in ("seed", "val", "batch_size", "views"))
 

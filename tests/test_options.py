@@ -40,6 +40,7 @@ BELOW_AND_ABOVE: dict[str, tuple[list[Any], list[Any]]] = {
     "unfreeze": ([-1], [100_001]),
     "patience": ([0], []),
     "mixing": ([0, -0.5], [1.01]),
+    "budget": ([-0.1], [100_001]),
     "val": ([0, 0.0, -0.2], [1, 1.0, 20]),
     "max_pixels": ([0], []),
     "seed": ([-1], [2**32]),
@@ -59,7 +60,7 @@ WHOLE = {
     "seed",
     "workers",
 }
-STRATEGY_OF = {"cut": "partial", "folds": "head"}
+STRATEGY_OF = {"cut": "partial", "folds": "head", "budget": "auto"}
 
 
 def strategy_for(key: str) -> str:

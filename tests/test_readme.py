@@ -37,8 +37,11 @@ def test_every_python_name_it_imports_is_public() -> None:
 
 
 def test_the_thresholds_it_states_are_the_policy_s() -> None:
-    from toolkit.planning import policy
+    from toolkit.planning import decision, policy, probes, similarity
 
-    assert f"fewer than {policy.MEDIUM_FROM_IMAGES:,} training images" in TEXT
-    assert f"fewer than {policy.MEDIUM_FROM_IMAGES_PER_CLASS} a class" in TEXT
-    assert f"up to {policy.LARGE_FROM_IMAGES:,}" in TEXT
+    text = " ".join(TEXT.split())
+    assert f"a budget of {policy.BUDGET_MINUTES:g} minutes" in text
+    assert f"Below a similarity of {policy.ALL_STAGES_BELOW:g} the head may see every stage" in text
+    assert decision.LEAST_GAIN == 0.005 and "the least work within half a point of the best" in text
+    assert f"of more than {probes.PROBED_AT_MOST:,} images a stratified sample" in text
+    assert f"the activations of {similarity.SAMPLE} of your images" in text and similarity.SPREAD == 10

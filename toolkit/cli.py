@@ -139,13 +139,15 @@ def _show(name: str, result: Any, values: dict[str, Any], as_json: bool) -> None
     if as_json:
         print(json.dumps(result.to_dict(), ensure_ascii=False, allow_nan=False, indent=2))
         return
+    if name == "plan":
+        from toolkit.planning.page import page
+        from toolkit.tasks.plan import command_of
+
+        print(f"{page(result)}\n\nto carry it out:\n  {command_of(values)}")
+        return
     print(result)
     if name == "features" and values["out"] is None:
         print("nothing was written; give --out FILE.npz for that", file=sys.stderr)
-    if name == "plan":
-        from toolkit.tasks.plan import command_of
-
-        print(f"to carry it out:\n  {command_of(result, values)}")
 
 
 def _json_line(record: dict[str, Any]) -> str:

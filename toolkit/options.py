@@ -20,6 +20,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     "head": ("auto", "ridge", "logistic", "knn"),
 }
 
+AUTO_BACKBONE = "auto"  # the pretrained networks of this machine are held against each other
 CUSTOM = "custom"  # what stands in a YAML file for a backbone of the user's own
 
 # Keys that only some strategies use; given with another strategy they are refused, not ignored.
@@ -93,6 +94,7 @@ class Options:
     unfreeze: int | None = None
     patience: int | None = None
     mixing: float | None = None
+    budget: float | None = None
     class_weights: str = "none"
     val: float = 0.2
     max_pixels: int = 50_000_000
@@ -105,9 +107,16 @@ class Options:
 
     def __post_init__(self) -> None:
         check_settings(self, NAMES, RANGES)
-        check_backbone(self.backbone)
+        if isinstance(self.backbone, str) and self.backbone == AUTO_BACKBONE:
+            for key, given in (("weights", self.weights is not None), ("strategy", self.strategy == "scratch")):
+                if given:
+                    raise SettingError(f"{key}: name the backbone that it is for; 'auto' compares pretrained ones")
+        else:
+            check_backbone(self.backbone)
         if self.strategy != "auto":
             self.refuse_unused(self.strategy)
+            if self.budget is not None:
+                raise SettingError(f"budget: only the strategy 'auto' chooses by it, got strategy {self.strategy!r}")
 
     def given(self, key: str) -> bool:
         """Return whether the user set a key that is None by default."""
@@ -148,6 +157,7 @@ RANGES: dict[str, Range] = {
     "drop_path": Range(NUMBER, lambda x: 0 <= x < 1, "a share from 0 to below 1"),
     "ema": Range(NUMBER, lambda x: 0 <= x < 1, "a share from 0 to below 1"),
     "unfreeze": Range(int, lambda x: 0 <= x <= 100_000, "a number of epochs from 0"),
+    "budget": Range(NUMBER, lambda x: 0 <= x <= 100_000, "minutes from 0 to 100000"),
     "mixing": Range(NUMBER, lambda x: 0 < x <= 1, "a share above 0, at most 1"),
     "val": Range(NUMBER, lambda x: 0 < x < 1, "a fraction between 0 and 1"),
 }

@@ -16,7 +16,7 @@ STRATEGIES = ("head", "partial", "full", "scratch")
 HEAD_MULTIPLIER, TOP_MULTIPLIER, MIDDLE_MULTIPLIER = 1.0, 0.1, 0.01
 
 PARTIAL_STAGES = 2  # at least: the top stage and a middle one below it, the notes' two rates
-PARTIAL_SHARE = 0.45  # of the weights that train, at least: about half; `planning/policy.py` says what chose it
+PARTIAL_SHARE = 0.45  # of the weights that train, at least: about half; `planning/recipes.py` says what chose it
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ RECIPE_NAMES: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a network learns, step by step; the strategies' own are in `planning/policy.py`.
+    """How a network learns, step by step; the strategies' own are in `planning/recipes.py`.
 
     lr: the head's rate; a stage has it times its multiplier. optimizer: "adamw", or "sgd" with momentum 0.9 (Nesterov).
     weight_decay: of weights, not of biases and norms; decay_towards: "zero", or "start", the weights that training
@@ -156,8 +156,10 @@ class TransferPlan:
     cut: first trainable stage (n_stages for `head`). taps: stages whose pooled outputs feed the head.
     recipe: how the tail learns (None where a closed solver needs none). multipliers: by stage, then the head.
     views: distinct seeded views of a training image. similarity, probes, runner_up, predicted: measured
-    evidence, None where nothing measured them. overridden: keys that the user set. verdict: how much of the fine-tuning
-    was kept, and why (`toolkit.training.mixing.Verdict`); None where nobody had to judge.
+    evidence, None where nothing measured them. ways: what was weighed, the chosen one among them, each with its
+    strategy, cut, expected gain in accuracy over the head, work, and whether that is within the budget. overridden:
+    keys that the user set. verdict: how much of the fine-tuning was kept, and why (`toolkit.training.mixing.Verdict`);
+    None where nobody had to judge.
     """
 
     strategy: str
@@ -175,6 +177,7 @@ class TransferPlan:
     reasons: tuple[str, ...]
     similarity: float | None = None
     probes: tuple[dict[str, Any], ...] = ()
+    ways: tuple[dict[str, Any], ...] = ()
     runner_up: str | None = None
     predicted: dict[str, Any] | None = None
     overridden: tuple[str, ...] = ()

@@ -15,19 +15,29 @@ from toolkit.data.manifest import TEST, TRAIN, VAL, Manifest
 from toolkit.errors import SettingError
 from toolkit.options import Options
 from toolkit.plan import Recipe, TransferPlan, partial_cut
+from toolkit.planning.evidence import Evidence
 from toolkit.planning.facts import Facts, facts_of
-from toolkit.planning.policy import choose_strategy, epochs_for, freezing, make_plan
+from toolkit.planning.policy import AUTOMATIC, make_plan, open_strategies
+from toolkit.planning.probes import Probe
+from toolkit.planning.recipes import epochs_for, freezing
+from toolkit.planning.similarity import Similarity
 
 SIZES = (1, 2, 3, 4, 5, 6, 7, 8)
 
 
 def facts(n_train: int, typical: float = 100.0, side_px: int | None = None) -> Facts:
-    return Facts(n_train, 10, 0, 5, 3, typical, side_px)
+    return Facts(n_train, 10, 0, 5, 3, typical, side_px, max_per_class=200)
+
+
+def evidence(n_train: int = 100, similarity: float | None = 0.8, accuracy: float = 0.8, **of_facts: Any) -> Evidence:
+    probes = (Probe((7,), accuracy - 0.05, 0.02, 0.6, 100), Probe((6, 7), accuracy, 0.02, 0.5, 100))
+    near = None if similarity is None else Similarity(similarity, "batch norms", 64)
+    return Evidence(facts(n_train, **of_facts), near, probes, operations=(10**6,) * 8, capacity=1e10)
 
 
 def make(options: Options, n_train: int = 100, side_px: int | None = None, **changes: Any) -> TransferPlan:
     settings = {"backbone": "net", "stage_sizes": SIZES, "taps": (5, 6, 7), "image_size_px": 224, **changes}
-    return make_plan(facts(n_train, side_px=side_px), options, **settings)
+    return make_plan(evidence(n_train, side_px=side_px), options, **settings)
 
 
 def test_facts_count_what_is_there() -> None:
@@ -38,7 +48,7 @@ def test_facts_count_what_is_there() -> None:
         np.array([0, 0, 0, 1, 1, 2, 0, 1, -1]),
         np.array([TRAIN] * 6 + [VAL, VAL, TEST], dtype=np.int8),
     )
-    assert facts_of(manifest) == Facts(6, 2, 1, 3, 1, 2.0)
+    assert facts_of(manifest) == Facts(6, 2, 1, 3, 1, 2.0, max_per_class=3)
     assert facts_of(manifest).to_dict() == {
         "n_train": 6,
         "n_val": 2,
@@ -47,28 +57,21 @@ def test_facts_count_what_is_there() -> None:
         "min_per_class": 1,
         "median_per_class": 2.0,
         "median_side_px": None,
+        "max_per_class": 3,
+        "tiny_share": None,
+        "grey_share": None,
     }
+    assert facts_of(manifest).imbalance == 3
     sizes = np.array([[640, 480], [480, 640], [200, 100], [500, 900], [80, 99], [700, 500], *[[9, 9]] * 3], np.int32)
-    assert facts_of(replace(manifest, sizes=sizes)).median_side_px == 480
-
-
-@pytest.mark.parametrize(
-    ("n_train", "typical", "strategy"),
-    [
-        (2, 1, "head"),
-        (1_999, 500, "head"),
-        (2_000, 500, "partial"),
-        (2_000, 20, "partial"),
-        (2_000, 19.5, "head"),
-        (19_999, 500, "partial"),
-        (20_000, 500, "full"),
-        (1_000_000, 19, "head"),
-    ],
-)
-def test_the_strategy_follows_the_counts(n_train: int, typical: float, strategy: str) -> None:
-    chosen, reason = choose_strategy(facts(n_train, typical))
-    assert chosen == strategy
-    assert str(n_train) in reason or f"{typical:g}" in reason
+    known = facts_of(replace(manifest, sizes=sizes), grey_share=0.25)
+    assert (known.median_side_px, known.tiny_share, known.grey_share) == (480, 0.0, 0.25)
+    assert known.in_words() == (
+        "6 to train on, 3 classes, 2 in the median class (from 1 to 3); shorter side 480 px (median); "
+        "25% without colour"
+    )
+    small = sizes.copy()
+    small[:3] = (63, 900)
+    assert facts_of(replace(manifest, sizes=small)).tiny_share == 0.5
 
 
 @given(st.sampled_from(["partial", "full", "scratch"]), st.integers(1, 10**6), st.integers(1, 1024))
@@ -164,12 +167,25 @@ def test_what_was_set_wins_and_is_named() -> None:
     assert set(plan.overridden) == {*given, "image_size", "strategy"}
 
 
-def test_auto_refuses_what_its_choice_does_not_use_and_says_why() -> None:
-    with pytest.raises(SettingError, match=r"epochs is not used by .*'head', which auto chose \(100 training"):
-        make(Options(epochs=3))
-    assert make(Options(epochs=3), n_train=5_000).epochs == 3
-    with pytest.raises(SettingError, match="cut is not used by the strategy 'full'"):
-        make(Options(cut=3), n_train=50_000)
+def test_auto_chooses_among_the_strategies_that_use_all_that_is_set() -> None:
+    def open_to(**settings: Any) -> tuple[str, ...]:
+        return open_strategies(evidence(), Options(**settings), SIZES, (5, 6, 7))
+
+    assert open_to() == AUTOMATIC
+    assert open_to(epochs=3) == open_to(lr=0.1) == open_to(mixing=1.0) == ("partial", "full")
+    assert open_to(cut=3) == open_to(cut=3, epochs=2) == ("partial",)
+    assert open_to(folds=5) == open_to(head="knn") == ("head",)
+    assert open_to(augment="crop") == ("partial", "full")  # a head sees the clean view alone
+    assert open_to(augment="crop", views=2) == AUTOMATIC
+    assert open_strategies(evidence(), Options(), SIZES, (3, 6)) == ("head",)  # it would not see what trains
+    assert make(Options(cut=3)).cut == 3 and make(Options(epochs=3)).epochs == 3
+
+
+def test_auto_refuses_keys_that_no_strategy_uses_together() -> None:
+    with pytest.raises(SettingError, match="cut is not used by the strategy 'head' or what else auto may choose"):
+        make(Options(cut=3, folds=5))
+    with pytest.raises(SettingError, match="budget: only the strategy 'auto' chooses by it, got strategy 'full'"):
+        Options(strategy="full", budget=3)
 
 
 def test_a_trained_last_stage_must_be_seen_by_the_head() -> None:
@@ -178,19 +194,53 @@ def test_a_trained_last_stage_must_be_seen_by_the_head() -> None:
     assert make(Options(strategy="head"), taps=(3, 6)).taps == (3, 6)
 
 
-@given(st.integers(2, 200_000), st.floats(1, 1_000), st.integers(1, 30))
-def test_auto_always_gives_a_plan_that_holds_together(n_train: int, typical: float, n_stages: int) -> None:
+@given(
+    st.integers(2, 200_000),
+    st.floats(1, 1_000),
+    st.integers(1, 30),
+    st.none() | st.floats(0.001, 1),
+    st.floats(0, 1),
+    st.floats(0, 1e4),
+)
+def test_auto_always_gives_a_plan_that_holds_together(
+    n_train: int, typical: float, n_stages: int, similarity: float | None, accuracy: float, budget: float
+) -> None:
+    last = n_stages - 1
+    found = replace(
+        evidence(n_train, similarity, typical=typical),
+        probes=(Probe((last,), accuracy, 0.1, 1.0, 50),),
+        operations=(5,) * n_stages,
+    )
     plan = make_plan(
-        facts(n_train, typical),
-        Options(),
+        found,
+        Options(budget=budget),
         backbone="net",
         stage_sizes=(9,) * n_stages,
-        taps=(n_stages - 1,),
+        taps=(last,),
         image_size_px=64,
     )
     assert len(plan.multipliers) == n_stages + 1
     assert plan.freeze_spec().cut == plan.cut
     assert TransferPlan.from_dict(plan.to_dict()) == plan
+    assert any((way["strategy"], way["cut"]) == (plan.strategy, plan.cut) for way in plan.ways)
+    assert (plan.runner_up is None) == (len(plan.ways) == 1)
+
+
+def test_unlike_images_let_the_head_see_every_stage_unless_taps_were_set() -> None:
+    settings = {"backbone": "net", "stage_sizes": SIZES, "taps": (5, 6, 7), "image_size_px": 224}
+    assert make_plan(evidence(similarity=0.3), Options(), **settings).taps == (6, 7)  # all that was probed
+    assert make_plan(evidence(similarity=0.9), Options(), **settings).taps == (5, 6, 7)
+    assert make_plan(evidence(similarity=None), Options(), **settings).taps == (5, 6, 7)
+    assert make_plan(evidence(similarity=0.3), Options(taps=[5, 6, 7]), **settings).taps == (5, 6, 7)
+
+
+def test_a_plan_has_what_was_measured() -> None:
+    plan = make(Options())
+    assert plan.similarity == 0.8
+    assert [(p["taps"], p["accuracy"], p["n"]) for p in plan.probes] == [([7], 0.75, 100), ([6, 7], 0.8, 100)]
+    told = " ".join(plan.reasons)
+    assert "much like what the network was trained on (similarity 0.80)" in told
+    assert "ridge regression on stages 6+7 is right for 0.800 ± 0.020" in told
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from toolkit.features.request import Request
 from toolkit.options import Options
 from toolkit.tasks.cache import cache
 from toolkit.tasks.job import Job, Stopwatch, plan_for
+from toolkit.tasks.measure import counted
 from toolkit.tasks.run import Run
 from toolkit.tasks.training_pass import fit_to_disk, fitted
 
@@ -149,7 +150,7 @@ def test_a_full_disk_costs_views_then_stages_then_time(
     options = Options(strategy="partial", image_size=32, device="cpu", precision="32-true")
     backbone = build_backbone("efficientnet_lite0", pretrained=False, image_size_px=32)
     job = Job(options, backbone, Disk(free), Stopwatch())  # type: ignore[arg-type]
-    plan = replace(plan_for(manifest, options, backbone), cut=5, views=8, overridden=overridden)
+    plan = replace(plan_for(counted(manifest, job), options, backbone), cut=5, views=8, overridden=overridden)
     fit = fit_to_disk(job, plan, manifest)
     assert (fit.cut, fit.views, fit.live) == (cut, views, live)
     assert (fit.reason is None) == ((cut, views, live) == (5, 8, False))

@@ -120,8 +120,8 @@ def test_images_that_only_prove_broken_when_decoded(fails: Fails, data: Path, tm
         ({"taps": "3", "strategy": "partial"}, "add 7 to the taps"),
         ({"epochs": 3, "strategy": "head"}, "epochs is not used by the strategy 'head'; remove it"),
         ({"weights": "x.pth", "strategy": "scratch"}, "weights is not used by the strategy 'scratch'"),
-        ({"lr": 0.1}, "lr is not used by the strategy 'head', which auto chose (6 training images are few"),
-        ({"cut": 3}, "cut is not used by the strategy 'head', which auto chose"),
+        ({"cut": 3, "folds": 2}, "cut is not used by the strategy 'head' or what else auto may choose"),
+        ({"budget": 3, "strategy": "full"}, "budget: only the strategy 'auto' chooses by it"),
     ],
 )
 def test_an_option_that_cannot_be(fails: Fails, data: Path, tmp_path: Path, given: dict[str, Any], wanted: str) -> None:

@@ -87,7 +87,7 @@ def test_metrics_have_their_keys_and_null_for_what_is_missing(runs: Runs) -> Non
 def test_the_plan_has_its_keys(runs: Runs) -> None:
     plan = strict(runs("partial").path / "plan.json")
     expected = "strategy backbone cut taps head recipe multipliers epochs views augmentation image_size "
-    expected += "similarity facts probes reasons runner_up predicted overridden verdict"
+    expected += "similarity facts probes ways reasons runner_up predicted overridden verdict"
     assert set(plan) == set(expected.split())
     assert plan["multipliers"] == [0, 0, 0, 0, 0, 0.01, 0.01, 0.1, 1]
     assert (plan["cut"], plan["taps"], plan["image_size"], plan["epochs"]) == (5, [4, 5, 6, 7], 32, 2)

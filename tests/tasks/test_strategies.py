@@ -69,8 +69,13 @@ def test_a_decay_from_part_to_part_takes_the_place_of_the_notes_rates(photos: Pa
 def test_auto_chooses_head_for_few_photographs(photos: Path, tmp_path: Path, runs: Runs) -> None:
     result = run(photos, tmp_path / "run", "auto")
     assert result.plan.strategy == "head"
-    assert "24 training images are few" in result.plan.reasons[0]
-    assert (result.path / "predictions.csv").read_bytes() == (runs("head").path / "predictions.csv").read_bytes()
+    assert result.plan.reasons[0].startswith("24 training images that are ")
+    assert result.plan.similarity is not None and 0 < result.plan.similarity < 1
+    assert [way["strategy"] for way in result.plan.ways] == ["head"] and result.plan.runner_up is None
+    assert any("fewer than 100" in reason for reason in result.plan.reasons)
+    assert result.plan.predicted is not None and result.plan.predicted["bytes"] == 0
+    low, high = result.plan.predicted["accuracy"]
+    assert 0 <= low < high <= 1
 
 
 def history(result: Run) -> list[dict[str, str]]:

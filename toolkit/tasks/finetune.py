@@ -50,6 +50,7 @@ def finetune(
     unfreeze: int | None = None,
     patience: int | None = None,
     mixing: float | None = None,
+    budget: float | None = None,
     class_weights: str = "none",
     max_pixels: int = 50_000_000,
     device: str = "auto",
@@ -67,7 +68,7 @@ def finetune(
         data: the photos: DIR/CLASS/…, DIR/train/CLASS/… with val, or a CSV of path,label[,split]
         out: the run folder to make
         strategy: what trains: head, partial (last stages), full, scratch (random weights); auto decides by the data
-        backbone: name of the pretrained network; `toolkit backbones` lists them
+        backbone: a pretrained network's name (see `toolkit backbones`), or auto: the best of those that are here
         image_size: side of the square input in pixels; the weights' own by default
         epochs: passes over the training images; by the number of images by default
         seed: of the split, the views and the order; one seed, one result
@@ -76,7 +77,7 @@ def finetune(
         weights: a checkpoint file (safetensors or state dict) instead of the backbone's own weights
         val: share of each class that validates, where the folders do not say
         cut: first stage that trains (strategy partial); by default about half of the weights, two stages at least
-        taps: stages whose pooled outputs the head sees, such as 5,6,7; chosen among the last four by default
+        taps: stages whose pooled outputs the head sees, such as 5,6,7; by default of the last four (auto: or of all)
         head: ridge, logistic, knn, or auto (default), which holds them against each other on the training images
         folds: score the head by repeated cross-validation with so many folds as well (strategy head)
         lr: learning rate of the head; with partial the top stage has 1/10 of it, others 1/100, with full all have it
@@ -99,6 +100,7 @@ def finetune(
         unfreeze: epochs until the next stage below begins to learn, top first; 0 (default) for all at once
         patience: stop after so many epochs without a lower validation loss, and keep the best weights
         mixing: share of the fine-tuned weights kept, 1 for all; decided on held-out training images by default
+        budget: minutes that training may take for auto to choose it, by the count of operations; 5 by default
         class_weights: none, or balanced (rare classes weigh more)
         max_pixels: larger images are quarantined unread
         device: auto, cpu, cuda, cuda:1, mps

@@ -25,16 +25,18 @@ def cross_validate(prepared: Prepared, job: Job) -> dict[str, Any] | None:
         return None
     manifest, plan, views = prepared.manifest, prepared.plan, prepared.plan.views
     rows = np.flatnonzero(((manifest.splits == TRAIN) | (manifest.splits == VAL)) & (manifest.labels >= 0))
+    taps = prepared.competing
     if views == 1:
-        features, images = prepared.probe.pooled(rows), None
+        features, images = prepared.probe.pooled(rows, taps=taps), None
     else:
-        request = replace(prepared.probe.request, cut=None, views=views, augmentation=augmentation(plan.augmentation))
+        request = replace(
+            prepared.probe.request, taps=taps, cut=None, views=views, augmentation=augmentation(plan.augmentation)
+        )
         with job.clock.part("extract"):
             stored = job.fetch(request, manifest, rows)
         positions = np.repeat(np.arange(len(stored)), views)
         features, rows = stored.pooled(positions, np.tile(np.arange(views), len(stored))), stored.rows[positions]
         images = rows
-    taps = prepared.probe.request.taps
     with job.clock.part("evaluate"):
         scores = repeated_folds(
             features,

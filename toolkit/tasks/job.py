@@ -26,11 +26,14 @@ from toolkit.features.request import Request
 from toolkit.features.store import FeatureStore
 from toolkit.features.stored import Stored
 from toolkit.hardware import resolve_device
-from toolkit.options import Options
+from toolkit.options import AUTO_BACKBONE, Options
 from toolkit.plan import TransferPlan
+from toolkit.planning.evidence import Evidence
 from toolkit.planning.facts import facts_of
 from toolkit.planning.policy import make_plan
 from toolkit.progress import say
+
+MOST_PROBED = 12  # stages: a list of modules of one's own may have a hundred
 
 
 @dataclass
@@ -63,6 +66,8 @@ class Job:
     backbone: Backbone
     store: FeatureStore
     clock: Stopwatch
+    remarks: tuple[str, ...] = ()  # of how they came about, for the plan
+    tried: dict[str, float] = field(default_factory=dict)  # seconds, for predictions
 
     @cached_property
     def device(self) -> torch.device:
@@ -84,6 +89,12 @@ class Job:
         """A Request for pooled features of view 0 at all taps; others are made from it."""
         return Request(self.backbone, self.taps, seed=self.options.seed, dtype=self.dtype, device=self.device)
 
+    @property
+    def all_taps(self) -> Request:
+        """A Request for pooled features of view 0 at every stage, the last 12 of more, which a plan is made from."""
+        n = len(self.backbone)
+        return replace(self.request, taps=tuple(sorted({*self.taps, *range(max(0, n - MOST_PROBED), n)})))
+
     def fetch(self, request: Request, manifest: Manifest, rows: NDArray[np.int64] | None = None) -> Stored:
         """Return what is stored of some rows, all by default, computing what is missing."""
         workers = worker_count(self.options, len(manifest))
@@ -92,6 +103,8 @@ class Job:
 
 def open_backbone(options: Options, *, pretrained: bool = True) -> Backbone:
     """Return the backbone that the options name, with random weights for `scratch` or where its shape is enough."""
+    if isinstance(options.backbone, str) and options.backbone == AUTO_BACKBONE:
+        raise SettingError("backbone: 'auto' is chosen by finetune and plan; here, name one")
     if not isinstance(options.backbone, str):
         if options.weights is not None:
             raise SettingError("weights: load them into a backbone of your own before you give it")
@@ -117,13 +130,13 @@ def plan_ahead(manifest: Manifest, options: Options, backbone: Backbone) -> Tran
     Raises what the real one would raise, before anything is written or computed.
     """
     split = assign_splits(some_left(manifest), val=options.val, seed=options.seed)
-    return plan_for(split, options, backbone)
+    return plan_for(Evidence(facts_of(with_sizes(split, max_pixels=options.max_pixels))), options, backbone)
 
 
-def plan_for(manifest: Manifest, options: Options, backbone: Backbone) -> TransferPlan:
-    """Return the plan for a split Manifest and an open backbone."""
+def plan_for(evidence: Evidence, options: Options, backbone: Backbone) -> TransferPlan:
+    """Return the plan that evidence leads to for an open backbone."""
     return make_plan(
-        facts_of(with_sizes(manifest, max_pixels=options.max_pixels)),
+        evidence,
         options,
         backbone=backbone.name,
         stage_sizes=backbone.stage_sizes(),

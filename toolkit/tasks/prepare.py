@@ -24,7 +24,9 @@ from toolkit.heads.choose import ChosenHead, choose_head
 from toolkit.options import Options
 from toolkit.plan import TransferPlan
 from toolkit.progress import say
+from toolkit.tasks.foresee import foreseen
 from toolkit.tasks.job import Job, plan_ahead, plan_for, some_left, worker_count
+from toolkit.tasks.measure import counted, measured
 from toolkit.tasks.training_pass import fit_to_disk, fitted, training_views
 
 
@@ -34,7 +36,8 @@ class Prepared:
 
     manifest: usable images, split. probe: stored pooled features of view 0, position by position those of the
     Manifest's rows; None where nothing was extracted. chosen: the head trained on them, None for `scratch` and for a
-    resumed run. views: what a tail trains on and is validated on, where it is stored.
+    resumed run. views: what a tail trains on and is validated on, where it is stored. competing: the taps that the head
+    was chosen from.
     """
 
     manifest: Manifest
@@ -42,6 +45,7 @@ class Prepared:
     probe: Stored | None = None
     chosen: ChosenHead | None = None
     views: StoredViews | None = None
+    competing: tuple[int, ...] = ()
 
 
 def prepare(manifest: Manifest, job: Job) -> Prepared:
@@ -91,14 +95,16 @@ def _prepare_scratch(manifest: Manifest, job: Job) -> Prepared:
         failures = unreadable(manifest, workers=workers, max_pixels=options.max_pixels)
     usable = assign_splits(some_left(manifest.without(failures)), val=options.val, seed=options.seed)
     with job.clock.part("plan"):
-        return Prepared(usable, plan_for(usable, options, job.backbone))
+        return Prepared(usable, plan_for(counted(usable, job), options, job.backbone))
 
 
 def _prepare_transfer(manifest: Manifest, job: Job) -> Prepared:
     options = job.options
     with job.clock.part("plan"):
         ahead = plan_ahead(manifest, options, job.backbone)
-        request = job.request  # its precision is decided by a trial on sample images
+        request = (
+            job.all_taps if options.strategy == "auto" else job.request
+        )  # its precision is decided by a trial on sample images
     with job.clock.part("extract"):
         try:
             probe = job.fetch(replace(request, cut=_probe_cut(ahead, job)), manifest)
@@ -109,7 +115,12 @@ def _prepare_transfer(manifest: Manifest, job: Job) -> Prepared:
     usable = assign_splits(some_left(manifest.without(probe.failures)), val=options.val, seed=options.seed)
     probe = replace(probe, rows=np.arange(len(usable)), failures=())
     with job.clock.part("plan"):
-        plan = plan_for(usable, options, job.backbone)
+        if options.strategy == "auto":
+            found = measured(usable, probe, job)
+            plan = foreseen(plan_for(found.evidence, options, job.backbone), found, usable, job, all_ways=False)
+        else:
+            plan = plan_for(counted(usable, job), options, job.backbone)
+        plan = replace(plan, reasons=(*plan.reasons, *job.remarks))
     features, rows, images, failures = _head_rows(usable, plan, probe, job)
     if failures:  # since the first pass
         return _prepare_transfer(_without(manifest, usable, failures), job)
@@ -122,7 +133,7 @@ def _prepare_transfer(manifest: Manifest, job: Job) -> Prepared:
             images=images,
             **head_settings(options, len(plan.taps), plan.strategy),
         )
-    return Prepared(usable, _with_head(plan, chosen), probe, chosen)
+    return Prepared(usable, _with_head(plan, chosen), probe, chosen, competing=plan.taps)
 
 
 def _probe_cut(plan: TransferPlan, job: Job) -> int | None:
@@ -151,8 +162,10 @@ def _head_rows(
     """Return the features that the head trains on, their rows, whose views they are, and the files that failed."""
     train = manifest.rows(TRAIN)
     if plan.strategy != "head" or plan.views == 1:
-        return probe.pooled(train), train, None, ()
-    request = replace(probe.request, cut=None, views=plan.views, augmentation=augmentation(plan.augmentation))
+        return probe.pooled(train, taps=plan.taps), train, None, ()
+    request = replace(
+        probe.request, taps=plan.taps, cut=None, views=plan.views, augmentation=augmentation(plan.augmentation)
+    )
     with job.clock.part("extract"):
         stored = job.fetch(request, manifest, train)
     positions = np.repeat(np.arange(len(stored)), plan.views)  # the clean view of each image comes first
@@ -201,4 +214,4 @@ def _with_head(plan: TransferPlan, chosen: ChosenHead) -> TransferPlan:
         f"head: {chosen.kind} on {stages}, right for {won.accuracy:.3f} ± {won.se:.3f} of training images that it had "
         f"not seen when it judged them ({len(chosen.candidates)} candidates)"
     )
-    return replace(plan, taps=taps, head=chosen.kind, probes=probes, reasons=(*plan.reasons, reason))
+    return replace(plan, taps=taps, head=chosen.kind, probes=(*plan.probes, *probes), reasons=(*plan.reasons, reason))

@@ -14,11 +14,12 @@ from toolkit.data.scan import scan
 from toolkit.errors import ArtifactError, ToolkitError
 from toolkit.evaluation.report import evaluate
 from toolkit.hardware import resolve_device, resolve_precision
-from toolkit.options import CUSTOM, Options
+from toolkit.options import AUTO_BACKBONE, CUSTOM, Options
 from toolkit.plan import TransferPlan
 from toolkit.progress import say
 from toolkit.scores import Scores
 from toolkit.tasks.apart import check_apart
+from toolkit.tasks.choose_backbone import DEFAULT, open_job
 from toolkit.tasks.ending import file_lines, metrics_of, publish_results, score_lines
 from toolkit.tasks.folds import cross_validate, in_words
 from toolkit.tasks.job import Job, Stopwatch, open_backbone, plan_ahead
@@ -66,12 +67,15 @@ def start_run(data: str | os.PathLike[str] | Manifest, out: str, options: Option
     clock = Stopwatch()
     with clock.part("scan"):
         manifest = data if isinstance(data, Manifest) else scan(data, max_pixels=options.max_pixels)
-    backbone = open_backbone(options)
-    plan_ahead(manifest, options, backbone)
+    named = replace(options, backbone=DEFAULT) if options.backbone == AUTO_BACKBONE else options
+    backbone = open_backbone(named)
+    plan_ahead(manifest, named, backbone)
     source = str(manifest.root) if isinstance(data, Manifest) else str(Path(data).expanduser().absolute())
     folder = RunFolder.create(where, {"data": source, "out": str(where), **options.to_dict()}, overwrite=overwrite)
     say(str(manifest))
     with folder.held(), open_store(options.cache, options.cache_dir) as store:
+        if named is not options:
+            return _go(folder, manifest, open_job(options, manifest, store, clock))
         return _go(folder, manifest, Job(options, backbone, store, clock))
 
 
@@ -101,7 +105,8 @@ def resume_run(path: str | os.PathLike[str], own_backbone: Any = None) -> Run:
     with clock.part("scan"):
         manifest = scan(data, max_pixels=options.max_pixels)
     with folder.held(), open_store(options.cache, options.cache_dir) as store:
-        return _go(folder, manifest, Job(options, open_backbone(options), store, clock))
+        known = read_plan(folder).backbone if (folder.path / PLAN).exists() else None
+        return _go(folder, manifest, open_job(options, manifest, store, clock, known))
 
 
 def _go(folder: RunFolder, manifest: Manifest, job: Job) -> Run:

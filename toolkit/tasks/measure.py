@@ -1,0 +1,103 @@
+"""What is measured of a data set before a plan is made: stored features are probed, a few images looked at again."""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import suppress
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from toolkit.backbones.operations import stage_operations
+from toolkit.backbones.taps import tap_widths
+from toolkit.data.loading import clean_batches
+from toolkit.data.manifest import TRAIN, Manifest
+from toolkit.data.scan import with_sizes
+from toolkit.features.stored import Stored
+from toolkit.planning.evidence import Evidence
+from toolkit.planning.facts import facts_of
+from toolkit.planning.probes import Probe, probe_stages, stratified
+from toolkit.planning.similarity import SAMPLE, similarity_of
+from toolkit.tasks.job import Job, worker_count
+
+COLOURLESS = 2.0  # of 255: the channels of a pixel of a grey JPEG differ by this much at most, on average
+
+# Multiply-adds a second that count as what a device does: nominal, so that decisions do not depend on the hour.
+# EfficientNet-Lite0 trains at 12 to 27 G a core at 96 and 224 px (scripts/bench/finetune); GPUs differ by far more.
+CAPACITY_A_CORE, CAPACITY_OF_A_GPU, CAPACITY_OF_MPS = 10e9, 1e12, 2e11
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Evidence, and the seconds that its probes took."""
+
+    evidence: Evidence
+    probing_s: float
+
+
+def counted(manifest: Manifest, job: Job) -> Evidence:
+    """Return what is known of a split Manifest without decoding any image."""
+    facts = facts_of(with_sizes(manifest, max_pixels=job.options.max_pixels))
+    return Evidence(facts, operations=stage_operations(job.backbone), capacity=capacity_of(job.device))
+
+
+def measured(manifest: Manifest, probe: Stored, job: Job) -> Measured:
+    """Return the whole Evidence for a split Manifest, `probe` holding the pooled features of view 0 of its rows."""
+    train = manifest.rows(TRAIN)
+    labels = manifest.labels[train]
+    start = time.perf_counter()
+    probes = probes_of(manifest, probe, job)
+    probing_s = time.perf_counter() - start
+    pixels = clean_pixels(manifest, train[stratified(labels, SAMPLE, job.options.seed)], job)
+    known = counted(manifest, job)
+    similarity = None
+    with suppress(RuntimeError, ValueError, TypeError, AttributeError, IndexError):  # say, of batches of one size alone
+        similarity = similarity_of(job.backbone, pixels, job.device)
+    taps = None if job.options.taps is None else job.taps
+    facts = replace(known.facts, grey_share=_grey_share(pixels))
+    return Measured(replace(known, facts=facts, similarity=similarity, probes=probes, taps=taps), probing_s)
+
+
+def probes_of(manifest: Manifest, probe: Stored, job: Job) -> tuple[Probe, ...]:
+    """Return the probes of all stages on the training images of a split Manifest."""
+    train, taps = manifest.rows(TRAIN), probe.request.taps
+    widths, labels = tap_widths(job.backbone, taps), manifest.labels[train]
+    wanted = None if job.options.taps is None else job.taps
+    return probe_stages(probe.pooled(train), labels, len(manifest.classes), widths, taps, job.options.seed, wanted)
+
+
+def capacity_of(device: torch.device) -> float:
+    """Return the multiply-adds a second that a device counts for; of a CPU by the cores that the process may use."""
+    if device.type == "cuda":
+        return CAPACITY_OF_A_GPU
+    if device.type == "mps":
+        return CAPACITY_OF_MPS
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return CAPACITY_A_CORE * cores
+
+
+def clean_pixels(manifest: Manifest, rows: NDArray[np.int64], job: Job) -> Tensor:
+    """Return uint8 (n, 3, S, S): the clean views of some images, without those that cannot be read any more."""
+    batches = clean_batches(
+        manifest,
+        rows,
+        job.backbone.preprocessing,
+        batch_size=16,
+        workers=min(worker_count(job.options, len(rows)), 4),
+        max_pixels=job.options.max_pixels,
+        turns=job.device.type == "cpu",
+    )
+    return torch.cat([batch.inputs for batch in batches])
+
+
+def _grey_share(pixels: Tensor) -> float | None:
+    """Return the share of the images whose channels are alike."""
+    if not len(pixels):
+        return None
+    colours = pixels.float()
+    apart = (colours.amax(1) - colours.amin(1)).mean(dim=(1, 2))
+    return float((apart < COLOURLESS).float().mean())
