@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,3 +47,14 @@ def interruptible() -> None:
 def photo_folder(tmp_path: Path) -> Path:
     """Return a folder of 3 classes (5, 4 and 6 small JPEGs) in the layout DIR/CLASS."""
     return make_photos(tmp_path / "photos", {"cat": 5, "dog": 4, "owl": 6})
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Path:
+    """Return a copy of the benchmarks that finds the toolkit, and has no results."""
+    root = Path(__file__).resolve().parent.parent
+    copy = tmp_path / "scripts" / "bench"
+    shutil.copytree(root / "scripts/bench", copy, ignore=shutil.ignore_patterns("results", "__pycache__"))
+    (tmp_path / "toolkit").symlink_to(root / "toolkit")
+    (copy / "results").mkdir()
+    return copy

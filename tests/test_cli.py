@@ -44,6 +44,11 @@ def test_options_are_the_keywords_of_finetune() -> None:
     assert keywords == {field.name: field.default for field in dataclasses.fields(Options)}
 
 
+def test_plan_takes_what_finetune_takes() -> None:
+    own = {"out": "runs/finetune", "resume": None, "overwrite": False}
+    assert {**signature("plan"), "data": None} | own == signature("finetune")
+
+
 @pytest.mark.parametrize("verb", ["plan", "features"])
 def test_other_verbs_share_keys_and_defaults(verb: str) -> None:
     shared = signature("finetune")

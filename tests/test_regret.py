@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,17 +13,7 @@ from PIL import Image
 
 from tests.photos import make_photos
 
-BENCH = Path(__file__).resolve().parent.parent / "scripts" / "bench"
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture
-def bench(tmp_path: Path) -> Path:
-    """Return a copy of the scripts that finds the toolkit, and has no results."""
-    shutil.copytree(BENCH, tmp_path / "scripts" / "bench", ignore=shutil.ignore_patterns("results", "__pycache__"))
-    (tmp_path / "toolkit").symlink_to(BENCH.parent.parent / "toolkit")
-    (tmp_path / "scripts/bench/results").mkdir()
-    return tmp_path / "scripts/bench"
 
 
 def cell(data: str, n: int, seeds: int, head: float, **accuracies: float) -> list[dict[str, Any]]:

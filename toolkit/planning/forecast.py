@@ -9,7 +9,7 @@ from toolkit.planning.probes import Probe
 
 GAIN_ERROR = 0.02  # of accuracy: how far expected gains were off, on data sets left out (scripts/bench/regret)
 TRIAL = 0.8  # of the training images, the rest judges
-REFIT_UP_TO = 5_000  # training images; above, the trial is the training
+REFIT_UP_TO = 5_000  # training images; above, the trial is the training: what judged is left out for good
 
 
 def seconds(plan: TransferPlan, extraction_s: float, image_s: float, *, judged: bool) -> float:

@@ -13,6 +13,7 @@ from toolkit.backbones.taps import tap_widths
 from toolkit.data.manifest import TRAIN, VAL, Manifest
 from toolkit.data.split import hold_out
 from toolkit.heads.choose import choose_head
+from toolkit.planning.forecast import REFIT_UP_TO
 from toolkit.progress import say
 from toolkit.tasks.job import Job
 from toolkit.tasks.prepare import Prepared
@@ -23,7 +24,6 @@ from toolkit.training.trained import TrainedModel
 
 HELD_OUT = 0.2  # of the training images, on which fine-tuning has to show that it earns its place
 HELD_OUT_AT_MOST = 1_000  # then the standard error of an accuracy of 0.9 is a point
-REFIT_UP_TO = 5_000  # training images; above, what was held out is left out for good: a fifth of them at most
 
 
 @dataclass(frozen=True, eq=False)
