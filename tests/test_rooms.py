@@ -35,6 +35,7 @@ ROOMS += [
     "experiments",
     "baselines",
     "evaluation",
+    "checks",
     "artifacts",
     "tasks",
     "help_text",

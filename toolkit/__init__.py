@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from toolkit.plan import FreezeSpec, Recipe, StageRule, TransferPlan
     from toolkit.tasks.baseline import train_baseline
     from toolkit.tasks.cache import cache
+    from toolkit.tasks.check import check
     from toolkit.tasks.classifier import ImageClassifier
     from toolkit.tasks.evaluate import evaluate
     from toolkit.tasks.extractor import FeatureExtractor
@@ -45,6 +46,7 @@ _HOMES = {
     "as_backbone": "backbones.catalog",
     "build_backbone": "backbones.catalog",
     "cache": "tasks.cache",
+    "check": "tasks.check",
     "evaluate": "tasks.evaluate",
     "extract_features": "tasks.features",
     "finetune": "tasks.finetune",
@@ -72,6 +74,7 @@ __all__ = [
     "as_backbone",
     "build_backbone",
     "cache",
+    "check",
     "evaluate",
     "extract_features",
     "finetune",

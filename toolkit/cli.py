@@ -35,6 +35,7 @@ Options that matter (of finetune; every one has a sensible default):
 
 Verbs:
   demo       the main job on data that is already here; start with this
+  check      whether data, preprocessing, network and learning are in order
   plan       what finetune would do with your photos, and why
   finetune   train
   evaluate   score a saved model on labelled photos
@@ -51,6 +52,12 @@ NO_MEMORY = "can't allocate memory"  # how torch's allocator for the CPU says it
 VERBS = {
     "demo": Verb("toolkit.tasks.demo:demo"),
     "plan": Verb("toolkit.tasks.plan:plan_transfer", ("data",), ("strategy", "backbone", "image_size"), as_json=True),
+    "check": Verb(
+        "toolkit.tasks.check:check",
+        ("data",),
+        ("model", "fix_list", "strategy", "backbone", "image_size"),
+        as_json=True,
+    ),
     "finetune": Verb(
         "toolkit.tasks.finetune:finetune",
         ("data",),
@@ -126,8 +133,9 @@ def _run(name: str, words: list[str]) -> int:
         return int(end.code or 0)
     as_json = values.pop("json", False)
     keep_freed_memory()
-    _show(name, function(**values), values, as_json)
-    return 0
+    result = function(**values)
+    _show(name, result, values, as_json)
+    return 1 if name == "check" and result.status == "fail" else 0
 
 
 def _show(name: str, result: Any, values: dict[str, Any], as_json: bool) -> None:

@@ -28,6 +28,7 @@ from toolkit.data.colour import to_rgb
 from toolkit.storage import digest
 
 DEFAULT_MAX_PIXELS = 50_000_000
+TOO_LARGE = "is more than max_pixels="  # in the reasons of images that are refused for their size
 
 # TGA is left out although it is common: it has no signature, so noise and text can pass for it.
 RASTER_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "AVIF", "JPEG2000")
@@ -185,7 +186,7 @@ def _check_header(image: Image.Image, max_pixels: int) -> None:
     if width < 1 or height < 1:
         raise UnreadableImage(f"the image has no pixels ({width} × {height})")
     if width * height > max_pixels:
-        raise UnreadableImage(f"{width} × {height} pixels is more than max_pixels={max_pixels}")
+        raise UnreadableImage(f"{width} × {height} pixels {TOO_LARGE}{max_pixels}")
     tags = getattr(image, "tag_v2", {})
     # Camera raw files are TIFFs whose first image is a thumbnail; 254 says "reduced", 50706 is DNGVersion.
     if image.format == "TIFF" and (50706 in tags or tags.get(254) == 1):

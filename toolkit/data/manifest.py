@@ -36,6 +36,7 @@ class Manifest:
     quarantined: image files that could not be used. n_skipped: hidden files and files that are no images.
     remarks: sentences for the person (a class with a single image, say).
     sizes: int32 (N, 2), widths and heights by the files' headers; (0, 2) where nobody looked (see `with_sizes`).
+    empty: class folders without any usable image, which make no class.
     """
 
     root: Path
@@ -47,6 +48,7 @@ class Manifest:
     n_skipped: int = 0
     remarks: tuple[str, ...] = field(default=())
     sizes: NDArray[np.int32] = field(default_factory=lambda: np.empty((0, 2), np.int32))
+    empty: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.sizes) not in (0, len(self.paths)):

@@ -35,7 +35,11 @@ _LAYOUTS = "DIR/train/CLASS/… with val and test, DIR/CLASS/…, or a CSV of pa
 
 
 def scan(
-    source: str | os.PathLike[str], *, max_pixels: int = DEFAULT_MAX_PIXELS, classes: tuple[str, ...] | None = None
+    source: str | os.PathLike[str],
+    *,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    classes: tuple[str, ...] | None = None,
+    untrained: bool = False,
 ) -> Manifest:
     """Return the Manifest of a labelled data set; classes are sorted by name, rows by path.
 
@@ -46,6 +50,7 @@ def scan(
     A CSV, UTF-8, with a header: paths are absolute or relative to its folder. An empty split means train if any
     row says val, else UNASSIGNED; an empty label is for test rows only. Exact repeats count once.
     classes: a model's classes, to score it on other data; then any one of them is enough, in any split.
+    untrained: whether a class that val or test has and train has not is taken as well, for whoever reports it.
 
     Raises DataError if this makes no data set: no images or fewer than 2 classes, a class that val or test has
     and train has not, a malformed CSV.
@@ -60,7 +65,7 @@ def scan(
     else:
         problem = "is neither a folder nor a .csv file" if path.exists() else "does not exist"
         raise DataError(f"{path} {problem}; expected {_LAYOUTS}")
-    return found.labelled_manifest(path, classes)
+    return found.labelled_manifest(path, classes, untrained=untrained)
 
 
 def scan_flat(source: str | os.PathLike[str], *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Manifest:
@@ -107,6 +112,7 @@ class _Found:
     n_skipped: int = 0
     remarks: list[str] = field(default_factory=list)
     sizes: array[int] = field(default_factory=lambda: array("i"))
+    empty: list[str] = field(default_factory=list)
 
     def add_image(self, path: str, name: str | None, split: int) -> None:
         """Add a file that claims to be an image, as a row or as quarantined."""
@@ -139,6 +145,7 @@ class _Found:
             before = len(self.rows)
             self.add_folder(parent + folder, folder, split)
             if len(self.rows) == before:
+                self.empty.append(parent + folder)
                 self.remarks.append(f"class folder {parent + folder!r} holds no usable image and is left out")
 
     def refuse(self, paths: Iterator[tuple[str, bool]], reason: str) -> None:
@@ -149,13 +156,13 @@ class _Found:
             else:
                 self.n_skipped += 1
 
-    def labelled_manifest(self, source: Path, classes: tuple[str, ...] | None) -> Manifest:
+    def labelled_manifest(self, source: Path, classes: tuple[str, ...] | None, *, untrained: bool) -> Manifest:
         """Return the Manifest with the given classes, or with those of the training rows; raises DataError."""
         if classes is not None:
             return self._manifest_for(source, classes)
         trained = {name for _, name, split in self.rows if name is not None and split in (TRAIN, UNASSIGNED)}
         strange = sorted({(name, split) for _, name, split in self.rows if name is not None and name not in trained})
-        if strange:
+        if strange and not untrained:
             name, split = strange[0]
             others = f" (and {len(strange) - 1} more)" if len(strange) > 1 else ""
             raise DataError(
@@ -167,7 +174,7 @@ class _Found:
             what = f"only one class, {next(iter(trained))!r}," if trained else "no class"
             raise DataError(f"{source}: {what} with usable training images; at least 2 are needed, in {_LAYOUTS}")
         self.remarks += spelling_twins(trained)
-        return self.manifest(tuple(sorted(trained)))
+        return self.manifest(tuple(sorted(trained.union(name for name, _ in strange))))
 
     def _manifest_for(self, source: Path, classes: tuple[str, ...]) -> Manifest:
         """Return the Manifest in a model's classes; raises DataError if none fits or another one occurs."""
@@ -205,6 +212,7 @@ class _Found:
             n_skipped=self.n_skipped,
             remarks=tuple(self.remarks),
             sizes=np.array(self.sizes, dtype=np.int32).reshape(-1, 2)[order],
+            empty=tuple(self.empty),
         )
 
 

@@ -153,19 +153,9 @@ def _neighbours(examples: Examples, options: BaselineOptions) -> Neighbours:
 
 def _trained(folder: RunFolder, examples: Examples, options: BaselineOptions) -> CentredNet:
     """Return the trained net, in float32; goes on from the run's checkpoint if there is one."""
-    manifest, rows = examples.manifest, examples.manifest.rows(TRAIN)
-    mean, scale = statistics(examples.inputs, rows)
-    spec = NetSpec(
-        n_inputs=len(mean),
-        n_classes=len(manifest.classes),
-        hidden=tuple(options.value("hidden")),
-        batchnorm=options.batchnorm,
-        **{key: options.value(key) for key in ("activation", "init", "dropout", "layers")},
-    )
-    dtype = torch.float64 if options.value("precision") == "64-true" else torch.float32
-    net = CentredNet(spec, mean, scale, seed=options.seed, dtype=dtype)
+    net = untrained(examples, options)
     epochs, batch_size = options.value("epochs"), options.value("batch_size")
-    data = BaselineData(manifest, examples.inputs, batch_size=batch_size, seed=options.seed)
+    data = BaselineData(examples.manifest, examples.inputs, batch_size=batch_size, seed=options.seed)
     module = BaselineModule(
         net,
         total_steps=data.steps_an_epoch * epochs,
@@ -183,6 +173,21 @@ def _trained(folder: RunFolder, examples: Examples, options: BaselineOptions) ->
             device=resolve_device(options.device),
         )
     return net.float()
+
+
+def untrained(examples: Examples, options: BaselineOptions) -> CentredNet:
+    """Return the net as it is before training, its inputs centred by the training images."""
+    manifest = examples.manifest
+    mean, scale = statistics(examples.inputs, manifest.rows(TRAIN))
+    spec = NetSpec(
+        n_inputs=len(mean),
+        n_classes=len(manifest.classes),
+        hidden=tuple(options.value("hidden")),
+        batchnorm=options.batchnorm,
+        **{key: options.value(key) for key in ("activation", "init", "dropout", "layers")},
+    )
+    dtype = torch.float64 if options.value("precision") == "64-true" else torch.float32
+    return CentredNet(spec, mean, scale, seed=options.seed, dtype=dtype)
 
 
 def _model(body: Body, examples: Examples, options: BaselineOptions) -> Model:

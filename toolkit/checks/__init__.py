@@ -1,0 +1,1 @@
+"""Preflight: what is wrong with data, inputs, network or learning, before hours are spent on it."""

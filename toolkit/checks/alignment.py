@@ -1,0 +1,119 @@
+"""Whether two pictures are one: the best crop and mirror image of one is laid over the other, and compared."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+SIDE_PX = 64  # of the squares that pictures are reduced to
+COARSE_PX = 24
+SCALES = (0.95, 0.9)  # of the windows that are tried first; a crop by 5 % on each side leaves 0.9
+WORTH_REFINING = 0.75  # coarse correlation; copies had 0.93 and more
+ROUNDS, STEP = 5, 0.03  # of the refinement; shares of the picture, halved each round
+BLOCK_PX = 8
+LEAST_LIKENESS, MOST_DIFFERENT = 0.92, 0.1  # see `is_copy`
+
+
+@dataclass(frozen=True, eq=False)
+class Aligned:
+    """How well each of M pairs of pictures can be laid over each other.
+
+    likeness: float (M,), correlation of all pixels and colours after alignment. difference: float (M,), of the block of
+    8 × 8 of 64 × 64 pixels that differs most, mean over its pixels of a colour in 0..1, once brightness and contrast
+    agree. mirrored: bool (M,). window: float (M,), the side of the window of one that is all of the other; 1 for all.
+    """
+
+    likeness: Tensor
+    difference: Tensor
+    mirrored: Tensor
+    window: Tensor
+
+    def is_copy(self) -> Tensor:
+        """Return bool (M,): whether both are the same picture.
+
+        Of 120 copies of flower photographs (JPEG quality 60; 5 and 10 % cut off; mirrored) the least had a likeness of
+        0.931 and the largest difference was 0.073. The most alike of 700 different ones had 0.911 and 0.111 (both of a
+        dandelion on grass); drawings of coins that differ in a digit have 0.96, but a difference of 0.15.
+        """
+        return (self.likeness >= LEAST_LIKENESS) & (self.difference <= MOST_DIFFERENT)
+
+
+@torch.no_grad()
+def align(first: Tensor, second: Tensor) -> Aligned:
+    """Return how well the pictures of each pair agree: uint8 (M, 3, 64, 64) both, each reduced from the whole image."""
+    a, b = first.float() / 255, second.float() / 255
+    windows, sources, targets, mirrored, coarse = _coarse(a, b)
+    likeness, difference = coarse.clone(), torch.ones(len(a))
+    worth = torch.nonzero(coarse >= WORTH_REFINING).flatten()
+    if len(worth):
+        refined, likeness[worth] = _refine(sources[worth], targets[worth], windows[worth])
+        windows[worth] = refined
+        difference[worth] = _difference(_cut(sources[worth], refined, SIDE_PX), targets[worth])
+    return Aligned(likeness, difference, mirrored, windows[:, :2].mean(1))
+
+
+def _coarse(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return for each pair the best of some windows (M, 4), what it is cut from, what it should be, whether that is
+    mirrored, and the correlation."""
+    starts = torch.tensor(
+        [(1.0, 1.0, 0.0, 0.0)]
+        + [(s, s, x * (1 - s), y * (1 - s)) for s in SCALES for x in (-1, 0, 1) for y in (-1, 0, 1)]
+    )
+    small_a, small_b = (F.adaptive_avg_pool2d(one.mean(1, keepdim=True), COARSE_PX) for one in (a, b))
+    found = []
+    for source, target in ((small_a, small_b), (small_b, small_a)):
+        for flipped in (False, True):
+            turned = source.flip(-1) if flipped else source
+            cuts = [_cut(turned, start.expand(len(a), 4), COARSE_PX) for start in starts]
+            found.append(torch.stack([_correlation(cut, target) for cut in cuts], dim=1))
+    scores = torch.cat(found, dim=1)  # (M, 4 × windows)
+    best = scores.argmax(dim=1)
+    way = best // len(starts)
+    swapped, mirrored = way >= 2, way % 2 == 1
+    sources = torch.where(swapped[:, None, None, None], b, a)
+    targets = torch.where(swapped[:, None, None, None], a, b)
+    sources = torch.where(mirrored[:, None, None, None], sources.flip(-1), sources)
+    return starts[best % len(starts)].clone(), sources, targets, mirrored, scores.max(dim=1).values
+
+
+def _refine(sources: Tensor, targets: Tensor, windows: Tensor) -> tuple[Tensor, Tensor]:
+    """Return better windows and their correlations: single numbers, and the size, move by smaller and smaller steps."""
+    moves = torch.cat([torch.zeros(1, 4), torch.eye(4), -torch.eye(4), torch.tensor([[1.0, 1, 0, 0], [-1, -1, 0, 0]])])
+    best = _correlation(_cut(sources, windows, SIDE_PX), targets)
+    step = STEP
+    for _ in range(ROUNDS):
+        for _ in range(2):
+            tried = torch.stack(
+                [_correlation(_cut(sources, windows + step * move, SIDE_PX), targets) for move in moves], dim=1
+            )
+            best, place = tried.max(dim=1)
+            windows = windows + step * moves[place]
+        step /= 2
+    return windows, best
+
+
+def _cut(pictures: Tensor, windows: Tensor, side_px: int) -> Tensor:
+    """Return (M, C, side, side): of each picture a window of width, height, centre x, centre y; all is 1, 1, 0, 0."""
+    line = torch.linspace(-1, 1, side_px) * (side_px - 1) / side_px
+    y, x = torch.meshgrid(line, line, indexing="ij")
+    width, height, centre_x, centre_y = (windows[:, place, None, None] for place in range(4))
+    grid = torch.stack([width * x + centre_x, height * y + centre_y], dim=-1)
+    return F.grid_sample(pictures, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def _correlation(first: Tensor, second: Tensor) -> Tensor:
+    a, b = first.flatten(1), second.flatten(1)
+    a, b = a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)
+    return (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1)).clamp_min(1e-6)
+
+
+def _difference(cut: Tensor, target: Tensor) -> Tensor:
+    """Return (M,): the largest mean difference in a block, each channel's brightness and contrast made equal first."""
+    a, b = cut.flatten(2), target.flatten(2)
+    a0, b0 = a - a.mean(2, keepdim=True), b - b.mean(2, keepdim=True)
+    gain = ((a0 * b0).sum(2, keepdim=True) / a0.square().sum(2, keepdim=True).clamp_min(1e-6)).clamp(0.6, 1.6)
+    left = (b0 - gain * a0).reshape(target.shape)
+    return F.avg_pool2d(left, BLOCK_PX).abs().amax(dim=(1, 2, 3))

@@ -1,0 +1,97 @@
+"""Which pairs of images may be the same picture: neighbours by their features, or by a perceptual hash."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+Pairs = NDArray[np.int64]  # (M, 2), rows of images, the smaller first
+
+NEIGHBOURS = 5  # of an image, the most alike, that are looked at
+LEAST_COSINE = 0.7  # of centred features; copies of flowers had 0.81 and more
+HASH_PX, HASH_SIDE = 32, 8  # pixels a side, and cosine waves a side that make bits
+MOST_BITS = 8  # of 63 that differ; copies that are re-encoded have 0 to 4, cropped ones up to 20
+BLOCK = 1024  # rows at a time
+PROJECTED_ABOVE, PROJECTED_TO = 20_000, 256  # images, and numbers each: a cosine is then off by 0.06 or so
+
+
+def feature_pairs(features: NDArray[np.float32], widths: Sequence[int], seed: int = 0) -> Pairs:
+    """Return pairs of images with a cosine of at least 0.7, each image with its five nearest at most.
+
+    features: float32 (N, D), the pooled outputs of some stages side by side, `widths` of each: every stage is centred,
+    brought to length 1, and counts alike. Mirror images are near each other too, as pooling forgets where things are.
+    Costs N² D multiplications; above 20,000 images D is 256, by a random projection (Johnson and Lindenstrauss 1984).
+    """
+    if len(features) < 2:
+        return np.empty((0, 2), np.int64)
+    parts = []
+    for part in np.split(np.asarray(features, np.float32), np.cumsum(widths)[:-1], axis=1):
+        centred = part - part.mean(axis=0)
+        parts.append(centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12))
+    units = np.concatenate(parts, axis=1) / np.sqrt(len(widths)).astype(np.float32)
+    if len(units) > PROJECTED_ABOVE and units.shape[1] > PROJECTED_TO:
+        random = np.random.default_rng(seed).standard_normal((units.shape[1], PROJECTED_TO), np.float32)
+        units = units @ random
+        units /= np.maximum(np.linalg.norm(units, axis=1, keepdims=True), 1e-12)
+    return _nearest(units, LEAST_COSINE)
+
+
+def hash_pairs(hashes: NDArray[np.bool_], mirrored: NDArray[np.bool_]) -> Pairs:
+    """Return pairs of images whose perceptual hashes, or those of one and the other's mirror image, differ in few bits.
+
+    hashes, mirrored: bool (N, 63) both; a hash that is all False (a picture of one colour) has no neighbours.
+    """
+    some = np.where(hashes, 1.0, -1.0).astype(np.float32)
+    some[~hashes.any(axis=1)] = 0
+    turned = np.where(mirrored, 1.0, -1.0).astype(np.float32)
+    turned[~hashes.any(axis=1)] = 0
+    least = some.shape[1] - 2 * MOST_BITS
+    return unique_pairs([_nearest(some, least), _nearest(some, least, turned)])
+
+
+def perceptual_hashes(grey: NDArray[np.float32]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Return bool (N, 63) of pictures float32 (N, 32, 32), and of their mirror images.
+
+    A bit says whether one of the 8 × 8 slowest cosine waves, the constant aside, is stronger than their median (pHash;
+    Zauner 2010, "Implementation and benchmarking of perceptual image hash functions"). Mirrored, odd waves change sign.
+    """
+    place = np.arange(HASH_PX)
+    waves = np.cos(np.pi * (2 * place + 1) * np.arange(HASH_SIDE)[:, None] / (2 * HASH_PX)).astype(np.float32)
+    found = np.einsum("ky,nyx,lx->nkl", waves, grey, waves, optimize=True)
+    turned = found * np.where(np.arange(HASH_SIDE) % 2, -1, 1)
+    return _bits(found), _bits(turned)
+
+
+def unique_pairs(some: Sequence[Pairs]) -> Pairs:
+    """Return all pairs once, sorted, the smaller row first."""
+    pairs = np.concatenate([np.empty((0, 2), np.int64), *some])
+    return np.unique(np.sort(pairs, axis=1), axis=0)
+
+
+def _bits(waves: NDArray[np.float32]) -> NDArray[np.bool_]:
+    flat = waves.reshape(len(waves), -1)[:, 1:]
+    spread = np.abs(flat).max(axis=1, keepdims=True, initial=0)
+    bits: NDArray[np.bool_] = (flat > np.median(flat, axis=1, keepdims=True)) & (spread > 1e-3)
+    return bits
+
+
+def _nearest(units: NDArray[np.float32], least: float, others: NDArray[np.float32] | None = None) -> Pairs:
+    """Return pairs (row of `units`, row of `others`) with a product of at least `least`, the nearest five of a row."""
+    others = units if others is None else others
+    found = []
+    for start, products in _blocks(units, others):
+        k = min(NEIGHBOURS, products.shape[1])
+        nearest = np.argpartition(products, -k, axis=1)[:, -k:]
+        rows, places = np.nonzero(np.take_along_axis(products, nearest, axis=1) >= least)
+        found.append(np.stack([rows + start, nearest[rows, places]], axis=1))
+    return unique_pairs(found)
+
+
+def _blocks(units: NDArray[np.float32], others: NDArray[np.float32]) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    for start in range(0, len(units), BLOCK):
+        products = units[start : start + BLOCK] @ others.T
+        here = np.arange(len(products))
+        products[here, start + here] = -np.inf  # itself
+        yield start, products

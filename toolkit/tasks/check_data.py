@@ -1,0 +1,57 @@
+"""What a check finds in the data: files, copies, labels."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from toolkit.backbones.taps import tap_widths
+from toolkit.checks.candidates import feature_pairs, hash_pairs, perceptual_hashes, unique_pairs
+from toolkit.checks.copies import apart_from, exact_twins, near_twins
+from toolkit.checks.duplicates import duplicate_findings
+from toolkit.checks.files import file_findings
+from toolkit.checks.finding import Finding, Suspect
+from toolkit.checks.label_errors import label_findings, own_probabilities
+from toolkit.data.manifest import Manifest
+from toolkit.features.stored import Stored
+from toolkit.tasks.job import Job
+from toolkit.tasks.pictures import Pictures
+
+DEEPEST = 3  # stages, the last, whose features tell pictures apart
+
+
+def data_findings(
+    manifest: Manifest, probe: Stored, pictures: Pictures, job: Job, *, own_split: bool
+) -> tuple[list[Finding], list[Suspect]]:
+    """Return what is to be said of a split Manifest; `probe` holds the pooled features of its rows."""
+    findings, suspects = file_findings(manifest, own_split)
+    copies, doubles = _copies(manifest, probe, pictures, job, own_split)
+    labels, doubtful = _labels(manifest, probe, job)
+    return [*findings, *copies, labels], [*suspects, *doubles, *doubtful]
+
+
+def _copies(
+    manifest: Manifest, probe: Stored, pictures: Pictures, job: Job, own_split: bool
+) -> tuple[list[Finding], list[Suspect]]:
+    """Return what is to be said of equal pictures: of equal files, and of pairs that are near by features or hashes."""
+    exact = exact_twins(probe.digests, range(len(manifest)))
+    taps = probe.request.taps[-DEEPEST:]
+    hashes = [perceptual_hashes(pictures.grey(rows)) for rows in pictures.blocks()]
+    pairs = unique_pairs(
+        [
+            feature_pairs(np.asarray(probe.pooled(taps=taps)), tap_widths(job.backbone, taps), job.options.seed),
+            hash_pairs(*(np.concatenate(parts) for parts in zip(*hashes, strict=True))),
+        ]
+    )
+    near = near_twins(apart_from(pairs, exact), pictures.of)
+    return duplicate_findings(manifest, exact, near, own_split)
+
+
+def _labels(manifest: Manifest, probe: Stored, job: Job) -> tuple[Finding, list[Suspect]]:
+    """Return what the images say of each other's labels, by the features that a head would see."""
+    rows = np.flatnonzero(manifest.labels >= 0)
+    taps = tuple(tap for tap in probe.request.taps if tap in job.taps)
+    features = probe.pooled(rows, taps=taps)
+    widths = tap_widths(job.backbone, taps)
+    n_classes = len(manifest.classes)
+    probabilities = own_probabilities(features, manifest.labels[rows], n_classes, widths, job.options.seed)
+    return label_findings(manifest, rows, probabilities)
