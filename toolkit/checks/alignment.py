@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 SIDE_PX = 64  # of the squares that pictures are reduced to
-COARSE_PX = 24
+COARSE_PX, FINE_PX = 24, 32  # in grey, while windows are looked for
 SCALES = (0.95, 0.9)  # of the windows that are tried first; a crop by 5 % on each side leaves 0.9
-WORTH_REFINING = 0.75  # coarse correlation; copies had 0.93 and more
-ROUNDS, STEP = 5, 0.03  # of the refinement; shares of the picture, halved each round
+WORTH_A_LOOK, WORTH_REFINING, WORTH_SEEING = 0.5, 0.75, 0.87  # correlation in grey: as they are, coarse, refined
+ROUNDS, STEP = 4, 0.03  # of the refinement; shares of the picture, halved each round
 BLOCK_PX = 8
 LEAST_LIKENESS, MOST_DIFFERENT = 0.92, 0.1  # see `is_copy`
 
@@ -45,14 +45,35 @@ class Aligned:
 def align(first: Tensor, second: Tensor) -> Aligned:
     """Return how well the pictures of each pair agree: uint8 (M, 3, 64, 64) both, each reduced from the whole image."""
     a, b = first.float() / 255, second.float() / 255
-    windows, sources, targets, mirrored, coarse = _coarse(a, b)
-    likeness, difference = coarse.clone(), torch.ones(len(a))
-    worth = torch.nonzero(coarse >= WORTH_REFINING).flatten()
-    if len(worth):
-        refined, likeness[worth] = _refine(sources[worth], targets[worth], windows[worth])
-        windows[worth] = refined
-        difference[worth] = _difference(_cut(sources[worth], refined, SIDE_PX), targets[worth])
-    return Aligned(likeness, difference, mirrored, windows[:, :2].mean(1))
+    likeness, difference, window = torch.zeros(len(a)), torch.ones(len(a)), torch.ones(len(a))
+    mirrored = torch.zeros(len(a), dtype=torch.bool)
+    kept = torch.nonzero(_as_they_are(a, b) >= WORTH_A_LOOK).flatten()
+    if not len(kept):
+        return Aligned(likeness, difference, mirrored, window)
+    windows, sources, targets, mirrored[kept], likeness[kept] = _coarse(a[kept], b[kept])
+    for least, side_px, rounds, step in (
+        (WORTH_REFINING, FINE_PX, ROUNDS, STEP),
+        (WORTH_SEEING, SIDE_PX, 1, STEP / 2**ROUNDS),
+    ):
+        worth = torch.nonzero(likeness[kept] >= least).flatten()
+        if not len(worth):
+            return Aligned(likeness, difference, mirrored, window)
+        kept, windows, sources, targets = kept[worth], windows[worth], sources[worth], targets[worth]
+        windows, likeness[kept] = _refine(sources, targets, windows, side_px, rounds, step)
+    window[kept] = windows[:, :2].mean(1)
+    difference[kept] = _difference(_cut(sources, windows, SIDE_PX), targets)
+    return Aligned(likeness, difference, mirrored, window)
+
+
+def _as_they_are(a: Tensor, b: Tensor) -> Tensor:
+    """Return (M,): the correlation in grey of two pictures, or of one and the other's mirror image."""
+    grey_a, grey_b = (_grey(one, COARSE_PX) for one in (a, b))
+    return torch.maximum(_correlation(grey_a, grey_b), _correlation(grey_a.flip(-1), grey_b))
+
+
+def _grey(pictures: Tensor, side_px: int) -> Tensor:
+    """Return (M, 1, side, side) of (M, 3, 64, 64)."""
+    return F.adaptive_avg_pool2d(pictures.mean(1, keepdim=True), side_px)
 
 
 def _coarse(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -62,7 +83,7 @@ def _coarse(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tenso
         [(1.0, 1.0, 0.0, 0.0)]
         + [(s, s, x * (1 - s), y * (1 - s)) for s in SCALES for x in (-1, 0, 1) for y in (-1, 0, 1)]
     )
-    small_a, small_b = (F.adaptive_avg_pool2d(one.mean(1, keepdim=True), COARSE_PX) for one in (a, b))
+    small_a, small_b = (_grey(one, COARSE_PX) for one in (a, b))
     found = []
     for source, target in ((small_a, small_b), (small_b, small_a)):
         for flipped in (False, True):
@@ -79,15 +100,21 @@ def _coarse(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tenso
     return starts[best % len(starts)].clone(), sources, targets, mirrored, scores.max(dim=1).values
 
 
-def _refine(sources: Tensor, targets: Tensor, windows: Tensor) -> tuple[Tensor, Tensor]:
-    """Return better windows and their correlations: single numbers, and the size, move by smaller and smaller steps."""
+def _refine(
+    sources: Tensor, targets: Tensor, windows: Tensor, side_px: int, rounds: int, step: float
+) -> tuple[Tensor, Tensor]:
+    """Return better windows and their correlations: single numbers, and the size, move by smaller and smaller steps.
+
+    In colour at the full 64 px, one step a round; else in grey, two.
+    """
+    if side_px < SIDE_PX:
+        sources, targets = _grey(sources, side_px), _grey(targets, side_px)
     moves = torch.cat([torch.zeros(1, 4), torch.eye(4), -torch.eye(4), torch.tensor([[1.0, 1, 0, 0], [-1, -1, 0, 0]])])
-    best = _correlation(_cut(sources, windows, SIDE_PX), targets)
-    step = STEP
-    for _ in range(ROUNDS):
-        for _ in range(2):
+    best = _correlation(_cut(sources, windows, side_px), targets)
+    for _ in range(rounds):
+        for _ in range(2 if side_px < SIDE_PX else 1):
             tried = torch.stack(
-                [_correlation(_cut(sources, windows + step * move, SIDE_PX), targets) for move in moves], dim=1
+                [_correlation(_cut(sources, windows + step * move, side_px), targets) for move in moves], dim=1
             )
             best, place = tried.max(dim=1)
             windows = windows + step * moves[place]
@@ -96,12 +123,21 @@ def _refine(sources: Tensor, targets: Tensor, windows: Tensor) -> tuple[Tensor, 
 
 
 def _cut(pictures: Tensor, windows: Tensor, side_px: int) -> Tensor:
-    """Return (M, C, side, side): of each picture a window of width, height, centre x, centre y; all is 1, 1, 0, 0."""
+    """Return (M, C, side, side): of each picture a window of width, height, centre x, centre y; all is 1, 1, 0, 0.
+
+    Bilinear, the border repeated beyond it; rows and columns one after the other, as two matrix products.
+    """
+    across = _between(windows[:, 0], windows[:, 2], pictures.shape[-1], side_px)
+    down = _between(windows[:, 1], windows[:, 3], pictures.shape[-2], side_px)
+    return down[:, None] @ pictures @ across[:, None].transpose(-1, -2)
+
+
+def _between(length: Tensor, centre: Tensor, n_px: int, side_px: int) -> Tensor:
+    """Return (M, side, n): the weights of n pixels in a line's values at the places of a window."""
     line = torch.linspace(-1, 1, side_px) * (side_px - 1) / side_px
-    y, x = torch.meshgrid(line, line, indexing="ij")
-    width, height, centre_x, centre_y = (windows[:, place, None, None] for place in range(4))
-    grid = torch.stack([width * x + centre_x, height * y + centre_y], dim=-1)
-    return F.grid_sample(pictures, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    place = ((length[:, None] * line + centre[:, None] + 1) * n_px - 1) / 2
+    place = place.clamp(0, n_px - 1)
+    return (1 - (place[:, :, None] - torch.arange(n_px)).abs()).clamp_min(0)
 
 
 def _correlation(first: Tensor, second: Tensor) -> Tensor:

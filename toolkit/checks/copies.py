@@ -14,7 +14,7 @@ from toolkit.checks.alignment import align
 from toolkit.checks.candidates import Pairs, unique_pairs
 
 ALIGNED_AT_ONCE = 128  # pairs
-MOST_PAIRS = 20_000  # that are laid over each other; a pair takes 5 to 10 ms of a core
+MOST_PAIRS = 20_000  # that are laid over each other; a pair takes 1 to 5 ms of a core
 
 
 @dataclass(frozen=True)
