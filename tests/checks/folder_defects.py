@@ -169,7 +169,7 @@ FOLDER_DEFECTS = [
         "tiny_images",
         WARN,
         lambda folder: resized(folder, 8),
-        lambda folder: resized(folder, 72),
+        lambda folder: resized(folder, 60),
         least_px=32,
     ),
     # The scan refuses such a file, so that it may count as unreadable too; that it is huge must be said all the same.
