@@ -2,37 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
 import shutil
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.checks.defects import DATA, MODELS, SOUND_NETWORKS
-from tests.checks.pictures import random_backbone, sound_folder
-from tests.checks.planted import FAIL, PASS, Case, DataDefect, ModelDefect, Planted, at_least
-
-DATA_FINDINGS = [
-    "unreadable",
-    "tiny_images",
-    "huge_images",
-    "empty_class",
-    "missing_class",
-    "few_images",
-    "imbalance",
-    "exact_duplicates",
-    "near_duplicates",
-    "conflicting_labels",
-    "leaks",
-    "label_errors",
-    "input_statistics",
-    "predict_preprocessing",
-]
-ROOM_OF = dict.fromkeys(("first_loss", "regularized_loss", "gradients", "last_batch"), "model")
-ROOM_OF |= {"overfit": "learning", "activations": "activations", "gradient_flow": "activations"}
+from tests.checks.judge import DATA_FINDINGS, ROOM_OF, finding_on, report_on
+from tests.checks.pictures import sound_folder
+from tests.checks.planted import FAIL, PASS, DataDefect, ModelDefect, Planted, at_least
 
 
 @pytest.fixture(scope="module")
@@ -44,18 +24,6 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def folder(pictures: Path, tmp_path: Path) -> Path:
     """Return a copy of the sound folder."""
     return Path(shutil.copytree(pictures, tmp_path / "data"))
-
-
-def check(planted: Planted, *, needs_weights: bool) -> Any:
-    """Return the report of the public door: with random features where those tell, else with the real weights."""
-    from toolkit import check as door
-
-    settings: dict[str, Any] = {"device": "cpu", "workers": 0, **planted.settings}
-    if "model" in settings or needs_weights:
-        settings["image_size"] = 64
-    elif "backbone" not in settings:
-        settings["backbone"] = random_backbone()
-    return door(str(planted.data), **settings)
 
 
 def assert_caught(found: Any, defect: DataDefect | ModelDefect) -> None:
@@ -72,7 +40,7 @@ def of_data(*, needs_weights: bool) -> pytest.MarkDecorator:
 
 def planted_is_caught(defect: DataDefect, folder: Path) -> None:
     planted = defect.plant(folder)
-    report = check(planted, needs_weights=defect.needs_weights)
+    report = report_on(planted, needs_weights=defect.needs_weights)
     assert_caught(report.finding(defect.finding), defect)
     assert at_least(report.status, defect.status)
     if planted.files:
@@ -81,7 +49,7 @@ def planted_is_caught(defect: DataDefect, folder: Path) -> None:
 
 
 def sound_passes(defect: DataDefect, folder: Path) -> None:
-    found = check(defect.sound(folder), needs_weights=defect.needs_weights).finding(defect.finding)
+    found = report_on(defect.sound(folder), needs_weights=defect.needs_weights).finding(defect.finding)
     assert at_least(defect.sound_status, found.status), found
 
 
@@ -110,42 +78,29 @@ def test_its_sound_counterpart_is_not_with_real_features(defect: DataDefect, fol
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["transfer", "mlp", "softmax"])
 def test_nothing_fails_on_a_sound_folder(folder: Path, model: str) -> None:
-    report = check(Planted(folder, settings={"model": model}), needs_weights=True)
+    report = report_on(Planted(folder, settings={"model": model}), needs_weights=True)
     assert [found for found in report.findings if found.status == FAIL] == []
     names = [found.name for found in report.findings]
     assert names[: len(DATA_FINDINGS)] == DATA_FINDINGS
 
 
-def judged(name: str, case: Case) -> Any:
-    """Return the finding of a pure check."""
-    from toolkit.checks.learner import Learner
-
-    function: Callable[..., Any] = getattr(importlib.import_module(f"toolkit.checks.{ROOM_OF[name]}"), name)
-    if name == "activations":
-        return function(case.network, case.inputs)
-    learner = Learner(case.network, **case.settings)
-    if name == "overfit":
-        return function(learner, case.batch or (lambda step: (case.inputs, case.labels)))
-    return function(learner, case.inputs, case.labels)
-
-
 @pytest.mark.filterwarnings("ignore:.*degrees of freedom is <= 0")  # what is planted there
 @pytest.mark.parametrize("defect", MODELS, ids=lambda defect: f"{defect.finding}-{defect.name}")
 def test_a_defect_of_a_network_is_caught(defect: ModelDefect) -> None:
-    assert_caught(judged(defect.finding, defect.plant(0)), defect)
+    assert_caught(finding_on(defect.finding, defect.plant(0)), defect)
 
 
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("defect", MODELS, ids=lambda defect: f"{defect.finding}-{defect.name}")
 def test_its_sound_network_is_not(defect: ModelDefect, seed: int) -> None:
-    found = judged(defect.finding, defect.sound(seed))
+    found = finding_on(defect.finding, defect.sound(seed))
     assert at_least(defect.sound_status, found.status), found
 
 
 @pytest.mark.parametrize("name", ROOM_OF)
 @pytest.mark.parametrize("network", SOUND_NETWORKS)
 def test_every_check_passes_a_sound_network(network: str, name: str) -> None:
-    assert judged(name, SOUND_NETWORKS[network](0)).status == PASS
+    assert finding_on(name, SOUND_NETWORKS[network](0)).status == PASS
 
 
 def test_the_catalogue_covers_every_finding_and_tells_its_defects_apart() -> None:

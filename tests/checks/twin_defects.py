@@ -111,14 +111,14 @@ def all_of_val_in_train(folder: Path) -> Planted:
     return Planted(folder)
 
 
-def flipped(folder: Path, share: float = 0.05) -> Planted:
-    """Move 5 % of the pictures, at least two, to the next class."""
-    places = classes_of(folder)
-    files = [(label, file) for label, place in enumerate(places) for file in images_of(place)]
-    moved = random.Random(0).sample(files, max(2, round(share * len(files))))
-    for label, file in moved:
-        file.rename(places[(label + 1) % len(places)] / file.name)
-    return Planted(folder, tuple(file.name for _, file in moved))
+def flipped(folder: Path, share: float = 0.05, seed: int = 0) -> Planted:
+    """Move 5 % of the pictures, at least two, to a class that is not theirs."""
+    places, draw = classes_of(folder), random.Random(seed)
+    files = [file for place in places for file in images_of(place)]
+    moved = draw.sample(files, max(2, round(share * len(files))))
+    for file in moved:
+        file.rename(draw.choice([place for place in places if place != file.parent]) / file.name)
+    return Planted(folder, tuple(file.name for file in moved))
 
 
 def swapped_in_val(folder: Path) -> Planted:
