@@ -103,12 +103,15 @@ def case(network: nn.Module, seed: int, **settings: Any) -> Case:
 
 
 def transfer(seed: int, cut: int = 2, dropout: float = 0.2, width: int = 32) -> Case:
-    """Return a frozen prefix, a trainable tail and a wide head on colour pictures of 32 px."""
+    """Return a frozen prefix, a trainable tail and a head on colour pictures of 32 px.
+
+    The tail gives little contrast at first, so that ReLUs of a head would mostly be of one sign: it has leaky ones.
+    """
     network = seeded(
         seed,
         lambda: TransferNetwork(
             tiny_backbone(seed, dropout),
-            nn.Sequential(nn.Linear(WIDTHS[-1], width), nn.ReLU(), nn.Linear(width, N_CLASSES)),
+            nn.Sequential(nn.Linear(WIDTHS[-1], width), nn.LeakyReLU(0.1), nn.Linear(width, N_CLASSES)),
             FreezeSpec.at_cut(4, cut),
         ),
     )

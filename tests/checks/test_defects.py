@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.checks.defects import DATA, MODELS, SOUND_NETWORKS
+from tests.checks.defects import DATA, MODELS, SOUND_FOLDERS, SOUND_NETWORKS
 from tests.checks.judge import DATA_FINDINGS, ROOM_OF, finding_on, report_on
 from tests.checks.pictures import sound_folder
 from tests.checks.planted import FAIL, PASS, DataDefect, ModelDefect, Planted, at_least
@@ -76,12 +76,19 @@ def test_its_sound_counterpart_is_not_with_real_features(defect: DataDefect, fol
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["transfer", "mlp", "softmax"])
-def test_nothing_fails_on_a_sound_folder(folder: Path, model: str) -> None:
-    report = report_on(Planted(folder, settings={"model": model}), needs_weights=True)
+@pytest.mark.parametrize("name", SOUND_FOLDERS)
+def test_nothing_fails_on_a_sound_folder(folder: Path, name: str) -> None:
+    report = report_on(SOUND_FOLDERS[name](folder), needs_weights=True)
     assert [found for found in report.findings if found.status == FAIL] == []
-    names = [found.name for found in report.findings]
-    assert names[: len(DATA_FINDINGS)] == DATA_FINDINGS
+    assert [found.name for found in report.findings][: len(DATA_FINDINGS)] == DATA_FINDINGS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["mlp", "linear", "softmax", "svm"])
+def test_nothing_fails_with_a_baseline_on_a_sound_folder(folder: Path, model: str) -> None:
+    report = report_on(Planted(folder, settings={"model": model}), needs_weights=False)
+    assert [found for found in report.findings if found.status == FAIL] == []
+    assert {found.name for found in report.findings} >= {*DATA_FINDINGS, *ROOM_OF}
 
 
 @pytest.mark.filterwarnings("ignore:.*degrees of freedom is <= 0")  # what is planted there
