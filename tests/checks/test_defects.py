@@ -88,7 +88,8 @@ def test_nothing_fails_on_a_sound_folder(folder: Path, name: str) -> None:
 def test_nothing_fails_with_a_baseline_on_a_sound_folder(folder: Path, model: str) -> None:
     report = report_on(Planted(folder, settings={"model": model}), needs_weights=False)
     assert [found for found in report.findings if found.status == FAIL] == []
-    assert {found.name for found in report.findings} >= {*DATA_FINDINGS, *ROOM_OF}
+    if model == "mlp":  # the others have no layers for anything to fade or die in
+        assert {found.name for found in report.findings} >= {*DATA_FINDINGS, *ROOM_OF}
 
 
 @pytest.mark.filterwarnings("ignore:.*degrees of freedom is <= 0")  # what is planted there
