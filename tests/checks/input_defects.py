@@ -45,6 +45,17 @@ def described(folder: Path, kind: type[Preprocessing]) -> Planted:
     return Planted(folder, settings={"backbone": random_backbone(kind(73, 64, "bicubic", **IMAGENET))})
 
 
+class BatchStandardise(nn.Module):
+    """A batch normalisation that torch does not know as one: in training it divides by the spread over the batch."""
+
+    def __init__(self, n_features: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(n_features))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.scale * ((x - x.mean(0)) / (x.std(0) + 1e-5) if self.training else x)
+
+
 def norm_on_one_position(folder: Path, norm: type[nn.Module]) -> Planted:
     """An own backbone that ends in a norm of (N, D) and trains as a whole."""
     with torch.random.fork_rng(devices=[]):
@@ -127,10 +138,10 @@ INPUT_DEFECTS = [
     ),
     DataDefect(
         "norm_on_one_position",
-        "an own backbone normalises over a batch of (N, D), which one picture is not",
+        "an own backbone has a norm of its own over the batch, which one picture is not",
         "last_batch",
         WARN,
-        lambda folder: norm_on_one_position(folder, nn.BatchNorm1d),
+        lambda folder: norm_on_one_position(folder, BatchStandardise),
         lambda folder: norm_on_one_position(folder, nn.LayerNorm),
     ),
     DataDefect(
@@ -157,7 +168,7 @@ INPUT_DEFECTS = [
         "a learning rate at which everything flies apart",
         "overfit",
         FAIL,
-        lambda folder: Planted(folder, settings={"model": "mlp", "lr": 1e6}),
+        lambda folder: Planted(folder, settings={"model": "mlp", "lr": 100.0}),
         lambda folder: Planted(folder, settings={"model": "mlp"}),
         word="rate",
     ),

@@ -23,9 +23,9 @@ def activations(network: nn.Module, inputs: Any) -> Finding:
     inputs: a batch of images or rows, as the network takes them. ReLU units that are 0 for all of them count as dead,
     tanh and sigmoid outputs where the slope is nearly 0 as saturated.
     """
-    with Learner(network, 2).copied() as copied:
-        with Watch(copied) as watch:
-            copied(inputs)
+    with Learner(network, 2).tried():
+        with Watch(network) as watch:
+            network(inputs)
         layers = watch.statistics()
     problems = [problem for layer in layers if (problem := _problem(layer)) is not None]
     if problems:
@@ -45,7 +45,7 @@ def activations(network: nn.Module, inputs: Any) -> Finding:
 def gradient_flow(learner: Learner, inputs: Any, labels: Tensor) -> Finding:
     """Return whether the loss's gradients keep their size on the way back: those at the first layer's outputs against
     those at the last hidden layer's."""
-    with learner.copied() as network:
+    with learner.tried() as network:
         with Watch(network) as watch:
             learner.data_loss(network(inputs).float(), labels).backward()  # type: ignore[no-untyped-call]
         spreads = [(one.name, one.grad_std) for one in watch.statistics() if one.grad_std is not None]

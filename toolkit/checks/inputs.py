@@ -59,7 +59,7 @@ def is_blank(pixels: Tensor) -> Tensor:
 
 
 def predict_preprocessing(trained: Tensor, predicted: Tensor) -> Finding:
-    """Return whether training and prediction make equal tensors of the same files: float or uint8 (n, 3, S, S) both."""
+    """Return whether training and prediction make equal tensors of the same files, (n, 3, S, S) both."""
     n = len(trained)
     if trained.shape != predicted.shape or trained.dtype != predicted.dtype:
         seen = f"training makes {tuple(trained.shape)} {trained.dtype} of {n} files, prediction "

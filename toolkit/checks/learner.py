@@ -1,8 +1,7 @@
-"""Learner: a network and how it would learn, as the checks of models take it; they work on copies of it."""
+"""Learner: a network and how it would learn, as the checks of models take it; they leave it as it was."""
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ class Learner:
     """A network, inputs (N, …) → scores (N, C), and how it would learn.
 
     loss: cross_entropy, or hinge (the notes' multiclass SVM, margin 1, summed over the wrong classes). lr: of Adam,
-    with which a copy is trained. frozen: beginnings of names of parameters that must not learn. penalty: the
+    with which it is trained on a few images. frozen: beginnings of names of parameters that must not learn. penalty: the
     regularisation term at λ = 1, a scalar; by default the sum of the squares of all weights that learn. groups: gives
     the parameter groups of a network, where they have rates of their own.
     Raises ValueError for an unknown loss.
@@ -59,7 +58,7 @@ class Learner:
 
     def is_frozen(self, name: str) -> bool:
         """Return whether a parameter or buffer of that name must stay as it is."""
-        return any(name == prefix or name.startswith(f"{prefix}.") for prefix in self.frozen)
+        return name.startswith(self.frozen)
 
     def optimizer(self, network: nn.Module) -> torch.optim.Optimizer | None:
         """Return Adam over what learns of a network; None where nothing does."""
@@ -69,13 +68,33 @@ class Learner:
         return torch.optim.Adam(learning if self.groups is None else self.groups(network), lr=self.lr)
 
     @contextmanager
-    def copied(self) -> Iterator[nn.Module]:
-        """Yield a copy of the network in training mode, on which anything may be tried; random state is restored."""
-        devices = sorted({p.device.index or 0 for p in self.network.parameters() if p.device.type == "cuda"})
-        with torch.random.fork_rng(devices=devices), torch.enable_grad():
-            network = copy.deepcopy(self.network)
-            network.train()
-            yield network
+    def tried(self) -> Iterator[nn.Module]:
+        """Yield the network in training mode, on which anything may be tried; afterwards it is what it was.
+
+        Weights, buffers, gradients, modes and random state are restored. (A copy would not do: what a forward closes
+        over stays the original's.)
+        """
+        network = self.network
+        tensors = [*network.parameters(), *network.buffers()]
+        values = [(tensor, tensor.detach().clone()) for tensor in tensors]
+        gradients = [(p, p.grad) for p in network.parameters()]
+        modes = [(module, module.training) for module in network.modules()]
+        devices = sorted({tensor.device.index or 0 for tensor in tensors if tensor.device.type == "cuda"})
+        try:
+            with torch.random.fork_rng(devices=devices), torch.enable_grad():
+                network.train()
+                for parameter in network.parameters():
+                    parameter.grad = None
+                yield network
+        finally:
+            with torch.no_grad():
+                for tensor, value in values:
+                    if not torch.equal(tensor, value):  # what did not change keeps its version, too
+                        tensor.copy_(value)
+            for parameter, gradient in gradients:
+                parameter.grad = gradient
+            for module, training in modes:
+                module.training = training
 
 
 def first_of(inputs: Any, n: int) -> Any:

@@ -19,19 +19,20 @@ LEAST_LOSS = 0.01
 IMAGES = 20
 COMPARED_STEPS = 5  # whose images and labels are remembered
 STILL = 1e-3  # of the weights' size: less movement in all steps is none
-RISEN = 1.5  # times the first loss: it has gone up
+RISEN, BURST = 1.5, 50.0  # times the first loss: it has gone up in the end; it burst on the way
+SMALLER = "divide the learning rate by 10"
 SAME_SCORES = 1e-5  # standard deviation of a class's scores over the images, relative to their size
 
 
 def overfit(learner: Learner, batch: Batches, *, steps: int = 200) -> Finding:
-    """Return whether a copy learns a few images by heart: a loss below 0.01 and every label right (notes: Babysitting).
+    """Return whether it learns a few images by heart: a loss below 0.01 and every label right (notes: Babysitting).
 
     batch: step → (inputs, labels) of the same twenty images or fewer each time. It is trained by Adam at the learner's
     rate, in training mode, and stops as soon as it has passed. Where it fails, the finding says at what: labels that
     change or contradict each other, gradients that do not arrive, a rate that moves nothing or too much, inputs that
     are alike, scores that are probabilities already, dropout; else that the network is not able to.
     """
-    with learner.copied() as network:
+    with learner.tried() as network:
         tried = _train(learner, network, batch, steps)
         if tried.passed:
             seen = f"{tried.n} images learned by heart in {tried.steps} steps: loss {tried.losses[-1]:.4f}, all right"
@@ -87,8 +88,13 @@ def _train(learner: Learner, network: nn.Module, batch: Batches, steps: int) -> 
     size = sum(float(old.square().sum()) for old in before)
     change = sum(float((p.detach() - old).square().sum()) for p, old in zip(trained, before, strict=True))
     tried.moved = math.sqrt(change / max(size, 1e-12)) if math.isfinite(change) else math.inf
-    tried.passed = tried.passed and not (tried.changed or tried.torn)
+    tried.passed = tried.passed and not (tried.changed or tried.torn or _has_burst(learner, tried))
     return tried
+
+
+def _has_burst(learner: Learner, tried: _Tried) -> bool:
+    """Return whether the loss went out of all proportion on the way: large steps may find a way back by chance."""
+    return bool(tried.losses) and max(tried.losses) > BURST * max(tried.losses[0], learner.first_loss)
 
 
 def _compare_labels(tried: _Tried, inputs: Any, labels: Tensor, *, first: bool) -> None:
@@ -113,14 +119,16 @@ def _cause(learner: Learner, network: nn.Module, tried: _Tried) -> tuple[str, st
     if tried.changed:
         return "labels change from step to step for the same images", "shuffle images and labels together"
     if len(tried.said) == 1 and tried.n > 1:
-        return "all images are alike: there is nothing to tell them apart by", "look at augmentation and normalisation"
+        return "all images are alike, so the same image has two labels", "look at augmentation and normalisation"
     if tried.torn:
         return "the same image has two labels", "remove one of the copies"
     if not tried.reached:
         return "gradients do not arrive: no parameter moves", "look for detach(), no_grad() and requires_grad = False"
     last, start = tried.losses[-1], tried.losses[0]
+    if _has_burst(learner, tried):
+        return f"the rate {learner.lr:g} is too large: the loss burst to {max(tried.losses):.3g}", SMALLER
     if not math.isfinite(last) or last > RISEN * max(start, learner.first_loss):
-        return f"the rate {learner.lr:g} is too large: the loss went up", "divide the learning rate by 10"
+        return f"the rate {learner.lr:g} is too large: the loss went up", SMALLER
     if tried.moved < STILL:
         return f"the rate {learner.lr:g} is too small: nothing moves", "multiply the learning rate by 10 or more"
     return _unable(learner, network, tried)
@@ -141,5 +149,5 @@ def _unable(learner: Learner, network: nn.Module, tried: _Tried) -> tuple[str, s
     if float(spread) < SAME_SCORES:
         return "the network gives all images the same scores", "does it use its input? Look at dead units and scales"
     if tried.losses[-1] > 0.5 * tried.losses[0] and any(loss > 2 * tried.losses[0] for loss in tried.losses):
-        return f"the rate {learner.lr:g} is too large: the loss jumps", "divide the learning rate by 10"
+        return f"the rate {learner.lr:g} is too large: the loss jumps", SMALLER
     return "it cannot learn them by heart", "is it too small, or kept from learning by dropout, clipping or a penalty?"

@@ -20,7 +20,7 @@ NAMED = 3
 
 def first_loss(learner: Learner, inputs: Any, labels: Tensor) -> Finding:
     """Return whether the loss begins where equal scores put it: ln C, for the hinge C − 1 (notes: Babysitting)."""
-    with learner.copied() as network, torch.no_grad():
+    with learner.tried() as network, torch.no_grad():
         scores = network(inputs)
         wrong = _wrong_scores(scores, len(labels), learner.n_classes)
         if wrong is not None:
@@ -42,7 +42,7 @@ def first_loss(learner: Learner, inputs: Any, labels: Tensor) -> Finding:
 
 def regularized_loss(learner: Learner, inputs: Any, labels: Tensor) -> Finding:
     """Return whether the loss rises with the strength λ of the regularisation, and whether weights feel it."""
-    with learner.copied() as network:
+    with learner.tried() as network:
         with torch.no_grad():
             data = float(learner.data_loss(network(inputs).float(), labels))
         penalty = learner.penalty_of(network)
@@ -65,15 +65,21 @@ def regularized_loss(learner: Learner, inputs: Any, labels: Tensor) -> Finding:
 def gradients(learner: Learner, inputs: Any, labels: Tensor) -> Finding:
     """Return whether gradients reach every parameter that shall learn and none that shall not.
 
-    Three steps are tried on a copy, since behind a last layer of zeros the first gradients are zeros. A parameter of
+    Three steps are tried, since behind a last layer of zeros the first gradients are zeros. A parameter of
     a module that runs and yet gets no gradient is cut off; that of a module that never runs is merely of no use.
     """
-    with learner.copied() as network:
+    with learner.tried() as network:
         ran: set[str] = set()
-        for name, module in network.named_modules():
+        hooks = [
             module.register_forward_hook(lambda *_, name=name: ran.add(name))
+            for name, module in network.named_modules()
+        ]
         before = {name: value.detach().clone() for name, value in network.state_dict().items()}
-        reached, problem = _steps(learner, network, inputs, labels)
+        try:
+            reached, problem = _steps(learner, network, inputs, labels)
+        finally:
+            for hook in hooks:
+                hook.remove()
         parameters = dict(network.named_parameters())
         after = network.state_dict()
         moved = [n for n in before if learner.is_frozen(n) and not torch.equal(before[n], after[n])]
@@ -109,7 +115,7 @@ def gradients(learner: Learner, inputs: Any, labels: Tensor) -> Finding:
 
 def last_batch(learner: Learner, inputs: Any, labels: Tensor) -> Finding:
     """Return whether a batch of one image, which an epoch may end with, can be trained on."""
-    with learner.copied() as network:
+    with learner.tried() as network:
         try:
             loss = learner.data_loss(network(first_of(inputs, 1)).float(), labels[:1])
             loss.backward()  # type: ignore[no-untyped-call]

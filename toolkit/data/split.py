@@ -12,7 +12,7 @@ from toolkit.data.manifest import TEST, TRAIN, UNASSIGNED, VAL, Manifest
 from toolkit.errors import DataError, SettingError
 
 
-def assign_splits(manifest: Manifest, *, val: float = 0.2, seed: int = 0) -> Manifest:
+def assign_splits(manifest: Manifest, *, val: float = 0.2, seed: int = 0, untrained: bool = False) -> Manifest:
     """Return the Manifest with every UNASSIGNED row put into TRAIN or VAL; other rows stay as they are.
 
     Of the n UNASSIGNED images of a class, round(val · n) but at least 1 and at most n − 1 go to VAL: those
@@ -20,7 +20,7 @@ def assign_splits(manifest: Manifest, *, val: float = 0.2, seed: int = 0) -> Man
     or removed moves at most one other. A class with a single image goes to TRAIN, with a remark.
 
     Raises SettingError for `val` outside (0, 1), DataError where a class that is to be predicted has no
-    training image, or fewer than 2 classes have any.
+    training image (unless `untrained` lets it pass, for whoever reports it), or fewer than 2 classes have any.
     """
     if isinstance(val, bool) or not 0 < val < 1:
         raise SettingError(f"val is a fraction between 0 and 1 (both excluded), got {val!r}")
@@ -36,7 +36,7 @@ def assign_splits(manifest: Manifest, *, val: float = 0.2, seed: int = 0) -> Man
         elif not (manifest.labels == label).any():
             remarks.append(f"class {name!r} has no usable image left: it can be predicted but was never seen")
     assigned = replace(manifest, splits=splits, remarks=tuple(dict.fromkeys(remarks)))
-    _check_classes(assigned)
+    _check_classes(assigned, untrained=untrained)
     return assigned
 
 
@@ -89,12 +89,12 @@ def _lowest_ranked(
     return np.array(ranked[part * count : (part + 1) * count], dtype=np.int64)
 
 
-def _check_classes(manifest: Manifest) -> None:
+def _check_classes(manifest: Manifest, *, untrained: bool = False) -> None:
     """Raise DataError unless at least 2 classes, and all that are validated or tested, have training images."""
     train = manifest.class_counts(TRAIN)
-    untrained = np.flatnonzero((train == 0) & (manifest.class_counts(VAL) + manifest.class_counts(TEST) > 0))
-    if len(untrained):
-        names = ", ".join(repr(manifest.classes[label]) for label in untrained[:5])
+    strange = np.flatnonzero((train == 0) & (manifest.class_counts(VAL) + manifest.class_counts(TEST) > 0))
+    if len(strange) and not untrained:
+        names = ", ".join(repr(manifest.classes[label]) for label in strange[:5])
         raise DataError(
             f"{manifest.root}: no usable training image of class {names}, which has images in val or test; "
             "add some to train or remove the class"

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from toolkit.backbones.normalise import Normalise
 from toolkit.checks.files import suspect
 from toolkit.checks.finding import Finding, Suspect
 from toolkit.checks.inputs import input_statistics, is_blank, predict_preprocessing
@@ -48,7 +49,7 @@ def _same_in_prediction(manifest: Manifest, job: Job) -> Finding:
     trained = dataset.collate([dataset[key] for key in keys]).inputs
     saved = Preprocessing.from_dict(json.loads(json.dumps(own.to_dict())))
     predicted = _clean(manifest, rows, saved, job)
-    return predict_preprocessing(trained, predicted)
+    return predict_preprocessing(Normalise(own)(trained), Normalise(saved)(predicted))
 
 
 def _sample(manifest: Manifest, most: int, job: Job) -> NDArray[np.int64]:

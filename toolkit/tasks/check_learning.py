@@ -45,7 +45,7 @@ def transfer_findings(manifest: Manifest, job: Job, lr: float | None) -> list[Fi
         recipe = replace(recipe, lr=lr)
     network = _network(job, spec, recipe, len(manifest.classes))
     pixels, labels = pixels.to(job.device), labels.to(job.device)
-    frozen = tuple(f"stages.{number}" for number in range(spec.cut))
+    frozen = tuple(f"stages.{number}." for number in range(spec.cut))
     learner = Learner(
         network,
         len(manifest.classes),

@@ -35,7 +35,8 @@ def checked(
     with open_store(options.cache, options.cache_dir) as store:
         job = Job(options, open_backbone(options), store, Stopwatch())
         probe = job.fetch(job.all_taps, manifest)
-        usable = assign_splits(some_left(manifest.without(probe.failures)), val=options.val, seed=options.seed)
+        usable = some_left(manifest.without(probe.failures))
+        usable = assign_splits(usable, val=options.val, seed=options.seed, untrained=True)
         usable = with_sizes(usable, max_pixels=options.max_pixels)
         probe = replace(probe, rows=np.arange(len(usable)), failures=())
         with squeezed(usable, job) as pictures:
