@@ -20,7 +20,7 @@ class Learner:
     """A network, inputs (N, …) → scores (N, C), and how it would learn.
 
     loss: cross_entropy, or hinge (the notes' multiclass SVM, margin 1, summed over the wrong classes). lr: of Adam,
-    with which it is trained on a few images. frozen: beginnings of names of parameters that must not learn. penalty: the
+    with which it is tried on a few images. frozen: beginnings of names of parameters that must not learn. penalty: the
     regularisation term at λ = 1, a scalar; by default the sum of the squares of all weights that learn. groups: gives
     the parameter groups of a network, where they have rates of their own.
     Raises ValueError for an unknown loss.
@@ -82,6 +82,7 @@ class Learner:
         devices = sorted({tensor.device.index or 0 for tensor in tensors if tensor.device.type == "cuda"})
         try:
             with torch.random.fork_rng(devices=devices), torch.enable_grad():
+                torch.manual_seed(0)  # of dropout: what is found does not depend on what ran before
                 network.train()
                 for parameter in network.parameters():
                     parameter.grad = None

@@ -10,7 +10,7 @@ from toolkit.checks.copies import apart_from, exact_twins, near_twins
 from toolkit.checks.duplicates import duplicate_findings
 from toolkit.checks.files import file_findings
 from toolkit.checks.finding import Finding, Suspect
-from toolkit.checks.label_errors import label_findings, own_probabilities
+from toolkit.checks.label_errors import label_findings, unseen_scores
 from toolkit.data.manifest import Manifest
 from toolkit.features.stored import Stored
 from toolkit.tasks.job import Job
@@ -53,5 +53,5 @@ def _labels(manifest: Manifest, probe: Stored, job: Job) -> tuple[Finding, list[
     features = probe.pooled(rows, taps=taps)
     widths = tap_widths(job.backbone, taps)
     n_classes = len(manifest.classes)
-    probabilities = own_probabilities(features, manifest.labels[rows], n_classes, widths, job.options.seed)
-    return label_findings(manifest, rows, probabilities)
+    scores = unseen_scores(features, manifest.labels[rows], n_classes, widths, job.options.seed)
+    return label_findings(manifest, rows, scores)
