@@ -36,6 +36,7 @@ ROOMS += [
     "baselines",
     "evaluation",
     "artifacts",
+    "reporting",
     "tasks",
     "help_text",
     "flags",

@@ -8,7 +8,7 @@ from typing import Any
 from toolkit.tasks.finetune import finetune
 from toolkit.tasks.run import Run
 
-SMALL: dict[str, Any] = {"image_size": 32, "workers": 0, "device": "cpu"}
+SMALL: dict[str, Any] = {"image_size": 32, "workers": 0, "device": "cpu", "pictures": False}
 TRAINED: dict[str, Any] = {**SMALL, "epochs": 2, "batch_size": 8}
 
 
