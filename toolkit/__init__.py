@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from toolkit.tasks.baseline import train_baseline
     from toolkit.tasks.cache import cache
     from toolkit.tasks.classifier import ImageClassifier
+    from toolkit.tasks.compare import compare
     from toolkit.tasks.evaluate import evaluate
     from toolkit.tasks.extractor import FeatureExtractor
     from toolkit.tasks.features import extract_features
@@ -45,6 +46,7 @@ _HOMES = {
     "as_backbone": "backbones.catalog",
     "build_backbone": "backbones.catalog",
     "cache": "tasks.cache",
+    "compare": "tasks.compare",
     "evaluate": "tasks.evaluate",
     "extract_features": "tasks.features",
     "finetune": "tasks.finetune",
@@ -72,6 +74,7 @@ __all__ = [
     "as_backbone",
     "build_backbone",
     "cache",
+    "compare",
     "evaluate",
     "extract_features",
     "finetune",

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 from collections.abc import Sequence
-from functools import cache
-from pathlib import Path
 
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
+
+from toolkit.evaluation.lettering import fitted, letters_for, width_px
 
 CELL_PX = 128
 LINE_PX = 15
 MARGIN_PX = 6
 TITLE_PX = 24
-
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+LETTERS_PX, TITLE_LETTERS_PX = 11, 14
 
 
 def sheet_png(
@@ -39,50 +37,33 @@ def sheet_png(
     caption_px = lines * LINE_PX
     step = (cell_px + MARGIN_PX, cell_px + caption_px + MARGIN_PX)
     size = columns * step[0] + MARGIN_PX, rows * step[1] + MARGIN_PX
-    top = 0 if not title else TITLE_PX * len(wrapped := _wrapped(title, size[0] - 2 * MARGIN_PX, font(14)))
+    heading = _wrapped(title, size[0] - 2 * MARGIN_PX)
+    top = TITLE_PX * len(heading)
     sheet = Image.new("RGB", (size[0], size[1] + top), "white")
     pen = ImageDraw.Draw(sheet)
-    for number, line in enumerate(wrapped if title else []):
-        pen.text((MARGIN_PX, MARGIN_PX + number * TITLE_PX), line, fill="black", font=font(14))
+    for number, text in enumerate(heading):
+        place = (MARGIN_PX, MARGIN_PX + number * TITLE_PX)
+        pen.text(place, text, fill="black", font=letters_for(text, TITLE_LETTERS_PX))
     width = cells_a_caption * step[0] - MARGIN_PX
     for number, (caption, pixels) in enumerate(pictures):
         x, y = MARGIN_PX + number % columns * step[0], top + MARGIN_PX + number // columns * step[1]
         for line, text in enumerate(caption.split("\n")[:lines]):
-            pen.text((x, y + line * LINE_PX), fitted(text, width, font(11)), fill="black", font=font(11))
+            letters = letters_for(text, LETTERS_PX)
+            pen.text((x, y + line * LINE_PX), fitted(text, width, LETTERS_PX), fill="black", font=letters)
         sheet.paste(_in_cell(pixels, cell_px), (x, y + caption_px))
     content = io.BytesIO()
     sheet.save(content, "png")
     return content.getvalue()
 
 
-@cache
-def font(size: int) -> Font:
-    """Return the letters of matplotlib, DejaVu, which has most alphabets; Pillow's own where it is not found."""
-    found = importlib.util.find_spec("matplotlib")
-    folder = None if found is None or found.origin is None else Path(found.origin).parent
-    try:
-        return ImageFont.truetype(str(folder) + "/mpl-data/fonts/ttf/DejaVuSans.ttf", size)
-    except OSError:
-        return ImageFont.load_default(size=size)
-
-
-def fitted(text: str, width_px: int, letters: Font) -> str:
-    """Return the text, shortened from its end until it is no wider than that."""
-    if letters.getlength(text) <= width_px:
-        return text
-    while text and letters.getlength(text + "…") > width_px:
-        text = text[:-1]
-    return text + "…"
-
-
-def _wrapped(text: str, width_px: int, letters: Font) -> list[str]:
+def _wrapped(text: str, most_px: int) -> list[str]:
     lines: list[str] = []
     for word in text.split():
         longer = f"{lines[-1]} {word}" if lines else word
-        if lines and letters.getlength(longer) <= width_px:
+        if lines and width_px(longer, TITLE_LETTERS_PX) <= most_px:
             lines[-1] = longer
         else:
-            lines.append(fitted(word, width_px, letters))
+            lines.append(fitted(word, most_px, TITLE_LETTERS_PX))
     return lines
 
 

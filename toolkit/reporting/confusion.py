@@ -10,13 +10,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from toolkit.evaluation.lettering import width_px
 from toolkit.reporting.figure import DPI, LINE_IN, blank, caption_lines, plain, write_caption
 
 BY_NAME_UP_TO = 20  # classes; more are ordered so that those taken for each other stand side by side
 MATRIX_IN = 5.0  # least side of the matrix; more classes than fit make it larger
 LARGEST_IN = 15.0
 CELL_IN = 0.145  # of many classes: what a line of the smallest letters needs
-LETTER_IN = 0.0088  # width of a letter at 1 point
+DIGIT_IN = 0.0088  # width of a digit at 1 point
 LARGEST_CELL_IN = 1.25
 N_WORST = 3  # that are named below
 
@@ -34,7 +35,7 @@ def draw_confusion(counts: NDArray[np.int64], classes: Sequence[str], images: st
     points = max(1.0, min(9.0, side / n * 72 * 0.75))
     every = max(1, round(0.11 / (side / n)))  # of more classes than lines, each so-manieth is named
     points = points if every == 1 else 6.0
-    margin = 0.5 + max(len(name) for name in names) * LETTER_IN * points
+    margin = 0.5 + max(width_px(name, 100) for name in names) / 100 * points / 72
     lines = caption_lines(_caption(counts, names), max(4.5, side + margin))
     bottom, width = margin + 0.15 + LINE_IN * len(lines), max(4.5, side + margin + 1.0)
     height = side + bottom + 0.6
@@ -79,7 +80,7 @@ def _fill(axes: Axes, counts: NDArray[np.int64], side_in: float) -> None:
     axes.imshow(np.ma.masked_invalid(shares), cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
     cell_in = side_in / n
     digits = len(str(int(counts.max(initial=0))))
-    points = min(11.0, cell_in * 72 * 0.62, 0.86 * cell_in / digits / LETTER_IN)
+    points = min(11.0, cell_in * 72 * 0.62, 0.86 * cell_in / digits / DIGIT_IN)
     if points * DPI / 72 < 6.5:  # pixels: less cannot be read
         return
     for row, column in zip(*np.nonzero(counts), strict=True):

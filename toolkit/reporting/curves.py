@@ -54,7 +54,8 @@ def _draw(axes: Axes, rows: Sequence[Row], what: str, label: str, best: type[min
         epoch = next(epoch for v, epoch in known if v == value)
         told = f"{name}, {'lowest' if best is min else 'highest'} {value:.3g} in epoch {epoch:g}"
         axes.plot(epochs, values, color=colour, marker="o", markersize=3.5, linewidth=1.5, label=told)
-    axes.set(title=what, xlabel="epoch (0: before training)", ylabel=label)
+    begins = bool(rows) and rows[0].get("epoch") == 0
+    axes.set(title=what, xlabel="epoch (0: before training)" if begins else "epoch", ylabel=label)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.margins(y=0.08)
     axes.grid(alpha=0.3)

@@ -40,7 +40,7 @@ def most_excited(stage: int, pooled: NDArray[np.float32]) -> list[Excited]:
     if not len(pooled) or not np.isfinite(pooled).all():
         return []
     order = np.argsort(-pooled, axis=0, kind="stable")
-    top, wider = order[:IMAGES], order[: max(IMAGES, len(pooled) // WIDER)]
+    top, wider = order[:IMAGES], order[: max(1, min(IMAGES, len(pooled) // 2), len(pooled) // WIDER)]
     highest = np.take_along_axis(pooled, wider, axis=0).mean(0, dtype=np.float64)
     spread = pooled.std(0, dtype=np.float64)
     apart = (highest - pooled.mean(0, dtype=np.float64)) / np.where(spread > 0, spread, np.inf)

@@ -6,29 +6,17 @@ import io
 import textwrap
 import unicodedata
 import warnings
-from collections.abc import Iterable
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
+from toolkit.evaluation.lettering import fonts_for
+
 DPI = 110
 TRAINING, VALIDATION = "#1f77b4", "#d95f02"  # told apart by people who do not see red and green
 LINE_IN = 0.19  # height of a line of small text
 CAPTION_LETTERS_PER_IN = 13.0
-# Tried in this order for letters that DejaVu, which comes with matplotlib, does not have.
-MORE_FONTS = (
-    "Noto Sans CJK KR",
-    "NanumGothic",
-    "Malgun Gothic",
-    "Apple SD Gothic Neo",
-    "Noto Sans CJK JP",
-    "Noto Sans CJK SC",
-    "Hiragino Sans",
-    "Microsoft YaHei",
-    "WenQuanYi Micro Hei",
-    "Droid Sans Fallback",
-)
 
 
 def blank(width_in: float, height_in: float) -> Figure:
@@ -44,7 +32,7 @@ def png(figure: Figure) -> bytes:
     No text in it is read as a formula: a class may be called `$_{`. A letter that no font has is drawn as a box.
     """
     texts = [text for text in figure.findobj(Text) if isinstance(text, Text)]
-    more = _more_fonts(text.get_text() for text in texts)
+    more = [name for name, _ in fonts_for("".join(text.get_text() for text in texts))]
     for text in texts:
         text.set_parse_math(False)
         if more:
@@ -71,17 +59,3 @@ def write_caption(figure: Figure, lines: list[str]) -> None:
     """Write lines at the bottom of a figure, from the left."""
     width, height = figure.get_size_inches()
     figure.text(0.15 / width, 0.1 / height, "\n".join(lines), fontsize=9, va="bottom", ha="left", linespacing=1.35)
-
-
-def _more_fonts(texts: Iterable[str]) -> list[str]:
-    """Return the fonts of this machine that may have what DejaVu lacks: mostly none is needed, and none looked for."""
-    from matplotlib.font_manager import fontManager, get_font
-
-    letters = {ord(letter) for text in texts for letter in text if ord(letter) > 0x2FF}
-    if not letters:
-        return []
-    known = get_font(fontManager.findfont("DejaVu Sans")).get_charmap()
-    if letters <= known.keys():
-        return []
-    there = set(fontManager.get_font_names())
-    return [name for name in MORE_FONTS if name in there]

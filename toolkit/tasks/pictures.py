@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -74,18 +75,26 @@ class Images:
         try:
             _, image = read_image(self.manifest.file(row), self.max_pixels, decoded_px(how))
         except UnreadableImage:
-            return torch.full((3, how.crop_px, how.crop_px), 200, dtype=torch.uint8)
+            return _missing(how.crop_px)
         return torch.from_numpy(clean_view(image, how))
 
     def of_path(self, path: str) -> Tensor:
         """Return the image at a path as the tables spell it, small."""
-        spelled = {one.encode("utf-8", "backslashreplace").decode(): row for row, one in enumerate(self.manifest.paths)}
-        return self.of_row(spelled[path], self.shown_px)
+        row = self._rows.get(path)
+        return _missing(self.shown_px) if row is None else self.of_row(row, self.shown_px)
+
+    @cached_property
+    def _rows(self) -> dict[str, int]:
+        return {one.encode("utf-8", "backslashreplace").decode(): row for row, one in enumerate(self.manifest.paths)}
 
     @property
     def shown_px(self) -> int:
         """The side at which an image is shown: its own, if that is smaller."""
         return min(SHOWN_PX, self.preprocessing.crop_px)
+
+
+def _missing(side_px: int) -> Tensor:
+    return torch.full((3, side_px, side_px), 200, dtype=torch.uint8)
 
 
 def draw_run(
