@@ -95,7 +95,7 @@ def _caption(counts: NDArray[np.int64], names: Sequence[str]) -> str:
     worst = sorted(wrong, key=lambda one: (-one[0], one[1], one[2]))[:N_WORST]
     told = "; ".join(f"{names[i]} taken for {names[j]}, {count}" for count, i, j in worst)
     parts = [f"Most often: {told}." if worst else "Nothing was taken for something else."]
-    empty = [names[number] for number in np.flatnonzero(counts.sum(1) == 0)]
+    empty = [names[number] for number in np.flatnonzero(counts.sum(1) == 0).tolist()]
     if empty:
         some = ", ".join(empty[:N_WORST]) + (f" and {len(empty) - N_WORST} more" if len(empty) > N_WORST else "")
         parts.append(f"Grey: there was no image of {some}.")

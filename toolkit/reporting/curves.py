@@ -32,8 +32,8 @@ def draw_curves(rows: Sequence[Row], caption: str, *, title: str = "Training", l
         1, 2, gridspec_kw={"left": 0.075, "right": 0.985, "bottom": below, "top": 1 - 0.75 / height, "wspace": 0.2}
     )
     unit = "nats" if loss == "cross-entropy" else "score margins"
-    _draw(axes[0], rows, "loss", f"{loss} an image ({unit})", best=min)
-    _draw(axes[1], rows, "accuracy", "share of the images that is right", best=max)
+    _draw(axes[0], rows, "loss", f"{loss} an image ({unit})")
+    _draw(axes[1], rows, "accuracy", "share of the images that is right")
     values = [y for line in axes[0].lines for y in line.get_ydata() if math.isfinite(y)]
     if values and min(values) > 0 and max(values) > WIDE_RANGE * min(values):
         axes[0].set_yscale("log")
@@ -43,16 +43,16 @@ def draw_curves(rows: Sequence[Row], caption: str, *, title: str = "Training", l
     return figure
 
 
-def _draw(axes: Axes, rows: Sequence[Row], what: str, label: str, best: type[min] | type[max]) -> None:  # type: ignore[valid-type]
+def _draw(axes: Axes, rows: Sequence[Row], what: str, label: str) -> None:
     for split, name, colour in (("train", "training", TRAINING), ("val", "validation", VALIDATION)):
         values = [_finite(row.get(f"{split}_{what}")) for row in rows]
         epochs = [_finite(row.get("epoch")) for row in rows]
         known = [(value, epoch) for value, epoch in zip(values, epochs, strict=True) if math.isfinite(value)]
         if not known:
             continue
-        value = best(value for value, _ in known)
-        epoch = next(epoch for v, epoch in known if v == value)
-        told = f"{name}, {'lowest' if best is min else 'highest'} {value:.3g} in epoch {epoch:g}"
+        ends = {"lowest": min(known, key=lambda one: one[0]), "highest": max(known, key=lambda one: one[0])}
+        best = "lowest" if what == "loss" else "highest"
+        told = f"{name}, {best} {ends[best][0]:.3g} in epoch {ends[best][1]:g}"
         axes.plot(epochs, values, color=colour, marker="o", markersize=3.5, linewidth=1.5, label=told)
     begins = bool(rows) and rows[0].get("epoch") == 0
     axes.set(title=what, xlabel="epoch (0: before training)" if begins else "epoch", ylabel=label)

@@ -39,7 +39,7 @@ from toolkit.features.stored import Stored
 from toolkit.plan import TransferPlan
 from toolkit.reporting.confusion import draw_confusion
 from toolkit.reporting.curves import draw_curves
-from toolkit.reporting.excitation import draw_excitation, most_excited
+from toolkit.reporting.excitation import CELL_PX, draw_excitation, most_excited
 from toolkit.reporting.figure import png
 from toolkit.reporting.filters import draw_filters, first_filters, unit_templates
 from toolkit.reporting.mistakes import draw_mistakes
@@ -213,7 +213,7 @@ def _excitation(model: Model, images: Images, stored: Stored | None, device: tor
         pooled = {tap: stored.pooled(rows, taps=(tap,))[:] for tap in stored.request.taps}
     found = [one for stage, values in pooled.items() for one in most_excited(stage, values)]
     title = f"The training images that excite a few channels of each stage most (mean of a channel; {len(rows)} images)"
-    side = images.shown_px
+    side = min(CELL_PX, images.shown_px)
     return draw_excitation(found, lambda k: images.of_row(int(rows[k]), side), title) if found else None
 
 
