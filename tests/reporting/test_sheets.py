@@ -112,7 +112,7 @@ def test_mistakes_say_what_it_is_and_what_it_was_taken_for(monkeypatch: pytest.M
         for k in range(30)
     ]
     content = draw_mistakes(rows, lambda path: flat((int(path[1:]), 0, 0)), "title")
-    assert told[:2] == ["is $_{\n0.90 a?b", "is $_{\n0.89 a?b"] and told[-1] == "6 title" and len(told) == 25
+    assert told[:2] == ["is $_{\n0.90 for a?b", "is $_{\n0.89 for a?b"] and told[-1] == "6 title" and len(told) == 25
     assert opened(content).shape == (4 * 164 + 6 + 24, 6 * 134 + 6, 3)
 
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import csv
 import os
+import sys
+from array import array
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.errors import ArtifactError
+
+HEADER = ("path", "split", "label", "prediction", "probability")
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,12 +47,17 @@ def read_predictions(path: str | os.PathLike[str]) -> PredictionTable:
     """Return the table; raises ArtifactError where it is missing or none that a run wrote."""
     try:
         with open(path, encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-        columns = [tuple(row[key] for row in rows) for key in ("path", "split", "label", "prediction")]
-        if any(not isinstance(text, str) for column in columns for text in column):
-            raise ValueError("a row is too short")
-        probabilities = np.array([float(row["probability"]) for row in rows], dtype=np.float64)
-    except (OSError, KeyError, ValueError, TypeError, csv.Error) as error:
+            rows = csv.reader(file)
+            if tuple(next(rows, ())) != HEADER:
+                raise ValueError(f"its columns are not {','.join(HEADER)}")
+            paths: list[str] = []
+            names: list[tuple[str, str, str]] = []
+            probabilities = array("d")
+            for path_of_image, split, label, prediction, probability in rows:
+                paths.append(path_of_image)
+                names.append((sys.intern(split), sys.intern(label), sys.intern(prediction)))  # few, each many times
+                probabilities.append(float(probability))
+    except (OSError, ValueError, csv.Error) as error:
         raise ArtifactError(f"{os.fspath(path)} cannot be read ({type(error).__name__}: {error})") from error
-    paths, splits, labels, predictions = columns
-    return PredictionTable(paths, splits, labels, predictions, probabilities)
+    splits, labels, predictions = zip(*names, strict=True) if names else ((), (), ())
+    return PredictionTable(tuple(paths), splits, labels, predictions, np.frombuffer(probabilities, np.float64))

@@ -31,8 +31,7 @@ def draw_curves(rows: Sequence[Row], caption: str, *, title: str = "Training", l
     axes = figure.subplots(
         1, 2, gridspec_kw={"left": 0.075, "right": 0.985, "bottom": below, "top": 1 - 0.75 / height, "wspace": 0.2}
     )
-    unit = "nats" if loss == "cross-entropy" else "score margins"
-    _draw(axes[0], rows, "loss", f"{loss} an image ({unit})")
+    _draw(axes[0], rows, "loss", f"{loss} an image" + (" (nats)" if loss == "cross-entropy" else ""))
     _draw(axes[1], rows, "accuracy", "share of the images that is right")
     values = [y for line in axes[0].lines for y in line.get_ydata() if math.isfinite(y)]
     if values and min(values) > 0 and max(values) > WIDE_RANGE * min(values):

@@ -20,7 +20,7 @@ def draw_mistakes(mistakes: Sequence[Mapping[str, str]], picture: Callable[[str]
     """
     pictures = [
         (
-            f"is {plain(row['label'])}\n{float(row['probability']):.2f} {plain(row['prediction'])}",
+            f"is {plain(row['label'])}\n{float(row['probability']):.2f} for {plain(row['prediction'])}",
             picture(row["path"]),
         )
         for row in mistakes[:SHOWN]

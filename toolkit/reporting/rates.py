@@ -14,6 +14,7 @@ from toolkit.training.schedule import rate_factors
 
 DECADES = 4  # that are shown below the highest rate of the slowest group
 POINTS = 2_000  # of a line, at most
+LINES_A_COLUMN = 12  # of the legend
 
 Row = Mapping[str, float | None]
 
@@ -77,7 +78,7 @@ def draw_rates(lines: Sequence[RateLine], rows: Sequence[Row]) -> Figure:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, loc="best")
+    axes.legend(fontsize=8, loc="best", ncols=1 + len(axes.lines) // LINES_A_COLUMN)
     return figure
 
 

@@ -50,9 +50,14 @@ def draw_reliability(splits: Sequence[Surety]) -> Figure:
         below.bar(edges[there], found.counts[there], color="grey", **bar)
         below.set(xlabel="probability of the predicted class", ylim=(0, max(1, found.counts.max()) * 1.35))
         for left, count in zip(edges[there], found.counts[there], strict=True):
-            below.text(left + 0.5 / ECE_BINS, count, str(int(count)), ha="center", va="bottom", fontsize=7)
+            below.text(left + 0.5 / ECE_BINS, count, _short(int(count)), ha="center", va="bottom", fontsize=7)
         above.grid(alpha=0.3)
         above.legend(fontsize=8, loc="upper left")
     axes[0, 0].set_ylabel("share that is right")
     axes[1, 0].set_ylabel("images")
     return figure
+
+
+def _short(count: int) -> str:
+    """Return a count in at most four letters, up to a million."""
+    return str(count) if count < 10_000 else f"{count / 1000:.0f}k"

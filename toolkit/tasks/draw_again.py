@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 
 from toolkit.artifacts.model_folder import load_model
 from toolkit.artifacts.run_folder import RunFolder
+from toolkit.backbones.catalog import as_backbone
 from toolkit.baselines.options import BaselineOptions
 from toolkit.data.scan import scan
 from toolkit.hardware import resolve_device
@@ -28,8 +30,8 @@ def draw_run_again(folder: RunFolder, data: Path, options: Options) -> None:
 
     def draw() -> None:
         plan = read_plan(folder)
-        stages = None if isinstance(options.backbone, str) else list(options.backbone)
-        model = load_model(folder.path, stages=stages)
+        own = None if isinstance(options.backbone, str) else as_backbone(copy.deepcopy(options.backbone)).stages
+        model = load_model(folder.path, stages=own)
         manifest = recorded(folder, scan(data, max_pixels=options.max_pixels), options)
         images = Images(manifest, model.preprocessing, model.max_pixels)
         with open_store(options.cache, options.cache_dir) as store:

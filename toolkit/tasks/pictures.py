@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -42,7 +42,7 @@ from toolkit.reporting.curves import draw_curves
 from toolkit.reporting.excitation import CELL_PX, draw_excitation, most_excited
 from toolkit.reporting.figure import png
 from toolkit.reporting.filters import draw_filters, first_filters, unit_templates
-from toolkit.reporting.mistakes import draw_mistakes
+from toolkit.reporting.mistakes import SHOWN, draw_mistakes
 from toolkit.reporting.pictures import Drawing, publish_pictures
 from toolkit.reporting.rates import RateLine, draw_rates, rate_lines, scheduled_line
 from toolkit.reporting.reliability import Surety, draw_reliability
@@ -51,6 +51,7 @@ from toolkit.training.network import TransferNetwork
 
 SPLITS = {"val": "validation", "test": "test"}
 SAMPLE = 128  # images that pass through a network whose stages were trained, to see what excites them
+STORED_SAMPLE = 2_048  # images whose stored channels are looked at
 CHUNK = 32
 SHOWN_PX = 128
 
@@ -78,14 +79,11 @@ class Images:
             return _missing(how.crop_px)
         return torch.from_numpy(clean_view(image, how))
 
-    def of_path(self, path: str) -> Tensor:
-        """Return the image at a path as the tables spell it, small."""
-        row = self._rows.get(path)
-        return _missing(self.shown_px) if row is None else self.of_row(row, self.shown_px)
-
-    @cached_property
-    def _rows(self) -> dict[str, int]:
-        return {one.encode("utf-8", "backslashreplace").decode(): row for row, one in enumerate(self.manifest.paths)}
+    def of_paths(self, paths: Collection[str]) -> dict[str, Tensor]:
+        """Return the images at some paths as the tables spell them, small."""
+        spelled = ((one.encode("utf-8", "backslashreplace").decode(), k) for k, one in enumerate(self.manifest.paths))
+        found = {path: self.of_row(row, self.shown_px) for path, row in spelled if path in paths}
+        return {path: found.get(path, _missing(self.shown_px)) for path in paths}
 
     @property
     def shown_px(self) -> int:
@@ -176,8 +174,9 @@ def _of_predictions(folder: RunFolder, images: Images) -> dict[str, Drawing]:
     def mistakes() -> bytes | None:
         table, rows = read_predictions(folder.path / PREDICTIONS), read_mistakes(folder.path / MISTAKES)
         n = sum(int((~table.right[table.labelled(split)]).sum()) for split in SPLITS)
-        title = f"The surest of {n:,} mistakes in {_told(table)}: what it is, what it was taken for, how surely"
-        return draw_mistakes(rows, images.of_path, title) if rows else None
+        title = f"The surest of {n:,} mistakes in {_told(table)}: what it is, how sure the model was of what else"
+        seen = images.of_paths({row["path"] for row in rows[:SHOWN]})
+        return draw_mistakes(rows, seen.__getitem__, title) if rows else None
 
     return {CONFUSION_PICTURE: confusion, RELIABILITY: reliability, MISTAKES_SHEET: mistakes}
 
@@ -205,14 +204,15 @@ def _excitation(model: Model, images: Images, stored: Stored | None, device: tor
     if isinstance(model, BaselineModel):
         return None
     train = images.manifest.rows(TRAIN)
+    most = SAMPLE if stored is None else STORED_SAMPLE
+    rows = train[np.linspace(0, len(train) - 1, min(most, len(train))).round().astype(np.int64)]
     if stored is None:
-        rows = train[np.linspace(0, len(train) - 1, min(SAMPLE, len(train))).round().astype(np.int64)]
         pooled = _pooled_live(model.network, rows, images, device)
     else:
-        rows = train
         pooled = {tap: stored.pooled(rows, taps=(tap,))[:] for tap in stored.request.taps}
     found = [one for stage, values in pooled.items() for one in most_excited(stage, values)]
-    title = f"The training images that excite a few channels of each stage most (mean of a channel; {len(rows)} images)"
+    some = f"{len(rows):,}" if len(rows) == len(train) else f"{len(rows):,} of {len(train):,}"
+    title = f"The training images that excite a few channels of each stage most (mean of a channel; {some} images)"
     side = min(CELL_PX, images.shown_px)
     return draw_excitation(found, lambda k: images.of_row(int(rows[k]), side), title) if found else None
 
