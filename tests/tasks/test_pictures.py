@@ -12,13 +12,14 @@ import torch
 from PIL import Image
 
 from tests.photos import make_photos
-from tests.tasks.small import SMALL, run
+from tests.tasks.small import SMALL, run, words
 from toolkit.artifacts.run_folder import PICTURES
 from toolkit.cli import main
 from toolkit.data.manifest import TRAIN, Manifest
 from toolkit.data.preprocessing import Preprocessing
 from toolkit.tasks import pictures as module
 from toolkit.tasks.baseline import train_baseline
+from toolkit.tasks.classifier import ImageClassifier
 from toolkit.tasks.finetune import finetune
 from toolkit.tasks.pictures import Images
 
@@ -74,9 +75,16 @@ def test_a_trial_s_history_is_drawn_where_there_is_no_other(
 
 def test_none_are_drawn_where_none_are_wanted(photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    words = [str(word) for key, value in {**SMALL, "strategy": "head"}.items() for word in (f"--{key}", value)]
-    assert main(["finetune", str(photos), "--out", str(out), *words]) == 0
+    assert main(["finetune", str(photos), "--out", str(out), *words(strategy="head", pictures=False)]) == 0
     assert drawn(out) == {} and (out / "metrics.json").exists()
+
+
+def test_a_classifier_without_a_folder_draws_none(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawings: list[Any] = []
+    monkeypatch.setattr(module, "draw_run", lambda *given: drawings.append(given))
+    paths = sorted(photos.rglob("*.jpg"))
+    ImageClassifier(strategy="head", **SMALL).fit(paths, [path.parent.name for path in paths])
+    assert drawings == []
 
 
 def test_overwriting_a_run_removes_its_pictures(head: Path, photos: Path, tmp_path: Path) -> None:
