@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.baselines.idx_files import write_idx
 from tests.photos import make_photos
 from tests.tasks.small import SMALL, run, words
 from toolkit.artifacts.run_folder import PICTURES
@@ -245,3 +246,21 @@ def test_live_channels_are_those_of_the_network_that_is_shipped(
         features = network.features(pixels).numpy()
     stacked = np.concatenate([seen["found"][tap] for tap in network.taps], axis=1)
     np.testing.assert_allclose(stacked, features, atol=1e-3 * np.abs(features).max())
+
+
+def test_images_of_idx_files_are_shown_from_the_arrays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = np.random.default_rng(0)
+    images, labels = generator.integers(0, 255, (40, 8, 8)), np.arange(40) % 2
+    data = write_idx(tmp_path / "idx", "train", images[:30], labels[:30])
+    write_idx(data, "t10k", images[30:], labels[30:])
+    shown: dict[str, torch.Tensor] = {}
+
+    def sheet(rows: list[dict[str, str]], picture: Any, title: str) -> None:
+        shown.update({row["path"]: picture(row["path"]) for row in rows})
+
+    monkeypatch.setattr(module, "draw_mistakes", sheet)
+    found = train_baseline(str(data), out=str(tmp_path / "run"), model="softmax", epochs=1)
+    assert {"confusion.png", "filters.png", "curves.png"} <= set(drawn(found.path)) and shown
+    kept = {image.tobytes() for image in images.astype(np.uint8)}
+    for pixels in shown.values():
+        assert pixels.shape == (3, 8, 8) and pixels[0].numpy().tobytes() in kept
