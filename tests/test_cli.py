@@ -45,7 +45,7 @@ def test_options_are_the_keywords_of_finetune() -> None:
 
 
 def test_plan_takes_what_finetune_takes() -> None:
-    own = {"out": "runs/finetune", "resume": None, "overwrite": False}
+    own = {"out": "runs/finetune", "resume": None, "overwrite": False, "pictures": True}
     assert {**signature("plan"), "data": None} | own == signature("finetune")
 
 

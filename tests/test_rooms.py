@@ -37,6 +37,7 @@ ROOMS += [
     "evaluation",
     "checks",
     "artifacts",
+    "reporting",
     "tasks",
     "help_text",
     "flags",

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from toolkit.tasks.cache import cache
     from toolkit.tasks.check import check
     from toolkit.tasks.classifier import ImageClassifier
+    from toolkit.tasks.compare import compare
     from toolkit.tasks.evaluate import evaluate
     from toolkit.tasks.extractor import FeatureExtractor
     from toolkit.tasks.features import extract_features
@@ -47,6 +48,7 @@ _HOMES = {
     "build_backbone": "backbones.catalog",
     "cache": "tasks.cache",
     "check": "tasks.check",
+    "compare": "tasks.compare",
     "evaluate": "tasks.evaluate",
     "extract_features": "tasks.features",
     "finetune": "tasks.finetune",
@@ -75,6 +77,7 @@ __all__ = [
     "build_backbone",
     "cache",
     "check",
+    "compare",
     "evaluate",
     "extract_features",
     "finetune",

@@ -40,6 +40,7 @@ Verbs:
   finetune   train
   evaluate   score a saved model on labelled photos
   predict    label photos with a saved model
+  compare    which of two runs is better, by how much, and could it be chance
   features   write features of photos to a file
   baseline   train a plain net, a linear classifier or nearest neighbours
   notes      try out what the lecture notes claim: numbers and a picture
@@ -65,6 +66,7 @@ VERBS = {
     ),
     "evaluate": Verb("toolkit.tasks.evaluate:evaluate", ("model", "data"), ("split", "out"), as_json=True),
     "predict": Verb("toolkit.tasks.predict:predict", ("model", "paths")),
+    "compare": Verb("toolkit.tasks.compare:compare", ("run", "other"), as_json=True),
     "features": Verb("toolkit.tasks.features:extract_features", ("data",), ("out", "backbone", "taps", "image_size")),
     "baseline": Verb(
         "toolkit.tasks.baseline:train_baseline",

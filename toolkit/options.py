@@ -102,6 +102,7 @@ class Options:
     device: str = "auto"
     precision: str = "auto"
     workers: int | None = None
+    pictures: bool = True
     cache: bool = True
     cache_dir: str | None = None
 

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from toolkit.errors import ToolkitError
@@ -111,9 +113,39 @@ def accuracy_interval(hits: int, n: int, *, seed: int = 0, resamples: int = 1000
 def _calibration_error(confidence: Tensor, right: Tensor) -> float:
     """Return the gaps between confidence and accuracy of the bins (k / 15, (k + 1) / 15], weighted by their images."""
     sure = confidence.double().clamp(max=1.0)
-    bins = (sure * ECE_BINS).ceil().long().sub(1).clamp(min=0)
-    gaps = torch.bincount(bins, weights=sure - right.double(), minlength=ECE_BINS)
+    gaps = torch.bincount(_bins_of(sure), weights=sure - right.double(), minlength=ECE_BINS)
     return float(gaps.abs().sum()) / len(sure)
+
+
+@dataclass(frozen=True, eq=False)
+class CalibrationBins:
+    """What the calibration error adds up, bin by bin: images, their mean confidence, the share that is right; NaN in
+    an empty bin."""
+
+    counts: NDArray[np.int64]
+    confidence: NDArray[np.float64]
+    accuracy: NDArray[np.float64]
+
+    @property
+    def error(self) -> float:
+        """The expected calibration error; 0 of no images."""
+        there = self.counts > 0
+        gaps = np.abs(self.confidence[there] - self.accuracy[there])
+        return float((self.counts[there] * gaps).sum() / max(1, self.counts.sum()))
+
+
+def calibration_bins(confidence: NDArray[np.float64], right: NDArray[np.bool_]) -> CalibrationBins:
+    """Return the bins of N predictions: their probabilities, float64 (N,), and whether they are right, bool (N,)."""
+    sure = torch.from_numpy(confidence).double().clamp(max=1.0)
+    bins = _bins_of(sure)
+    counts = torch.bincount(bins, minlength=ECE_BINS)
+    sums = [torch.bincount(bins, weights=w, minlength=ECE_BINS) for w in (sure, torch.from_numpy(right).double())]
+    mean_confidence, accuracy = ((one / counts).numpy() for one in sums)
+    return CalibrationBins(counts.numpy(), mean_confidence, accuracy)
+
+
+def _bins_of(confidence: Tensor) -> Tensor:
+    return (confidence * ECE_BINS).ceil().long().sub(1).clamp(min=0)
 
 
 def confusion_matrix(predictions: Tensor, labels: Tensor, n_classes: int) -> Tensor:

@@ -17,6 +17,7 @@ from PIL import Image
 
 from tests.checks.pictures import (
     brightened,
+    by_digit,
     classes_of,
     cropped,
     dated,
@@ -112,10 +113,10 @@ def all_of_val_in_train(folder: Path) -> Planted:
 
 
 def flipped(folder: Path, share: float = 0.05, seed: int = 0) -> Planted:
-    """Move 5 % of the pictures, at least five, to a class that is not theirs."""
+    """Move 5 % of the pictures to a class that is not theirs."""
     places, draw = classes_of(folder), random.Random(seed)
     files = [file for place in places for file in images_of(place)]
-    moved = draw.sample(files, max(5, round(share * len(files))))
+    moved = draw.sample(files, max(2, round(share * len(files))))
     for file in moved:
         file.rename(draw.choice([place for place in places if place != file.parent]) / file.name)
     return Planted(folder, tuple(file.name for file in moved))
@@ -239,8 +240,8 @@ TWIN_DEFECTS = [
         "5 % of the labels are wrong",
         "label_errors",
         WARN,
-        flipped,
-        lambda folder: Planted(folder),
+        lambda folder: flipped(by_digit(folder)),
+        lambda folder: Planted(by_digit(folder)),
         needs_weights=True,
     ),
     DataDefect(

@@ -14,7 +14,7 @@ TRAINED: dict[str, Any] = {**SMALL, "epochs": 2, "batch_size": 8}
 
 def run(data: Path, out: Path, strategy: str = "head", **options: Any) -> Run:
     """Return a finished run with few epochs; all of the fine-tuning is kept, for so little would never be chosen."""
-    settings = SMALL if strategy in ("head", "auto") else TRAINED
+    settings = {**(SMALL if strategy in ("head", "auto") else TRAINED), "pictures": False}
     if strategy in ("partial", "full"):
         settings = {"mixing": 1.0, **settings}
     return finetune(str(data), out=str(out), strategy=strategy, **{**settings, **options})

@@ -35,7 +35,7 @@ from toolkit.tasks.baseline_run import BaselineRun
 from toolkit.tasks.evaluate import evaluate
 from toolkit.tasks.predict import predict
 
-SMALL: dict[str, Any] = {"workers": 0, "device": "cpu"}
+SMALL: dict[str, Any] = {"workers": 0, "device": "cpu", "pictures": False}
 TRAINED: dict[str, Any] = {"epochs": 3, "batch_size": 8, "hidden": [16, 8]}
 LINEAR: dict[str, Any] = {"epochs": 3, "batch_size": 8}
 OF: dict[str, dict[str, Any]] = {"mlp": TRAINED, "knn": {"k": 3}, "nn": {}}

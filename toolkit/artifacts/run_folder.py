@@ -22,12 +22,16 @@ from toolkit.storage import TEMPORARY_PREFIX, publish_json, publish_text, read_j
 CONFIG, PLAN, METRICS, HISTORY = "config.yaml", "plan.json", "metrics.json", "history.csv"
 PREDICTIONS, QUARANTINE = "predictions.csv", "quarantine.csv"
 PER_CLASS, CONFUSION, MISTAKES = "per_class.csv", "confusion.csv", "mistakes.csv"
+CURVES, RATES, CONFUSION_PICTURE, MISTAKES_SHEET = "curves.png", "rates.png", "confusion.png", "mistakes.png"
+RELIABILITY, FILTERS, EXCITATION = "reliability.png", "filters.png", "excitation.png"
+PICTURES = (CURVES, RATES, CONFUSION_PICTURE, MISTAKES_SHEET, RELIABILITY, FILTERS, EXCITATION)
 MODEL, CHECKPOINTS, LOCK = "model", "checkpoints", "run.lock"
 # Within the checkpoints: trials of the training, a training begun again after a collapse, and starting weights.
 TRIAL_FOLDERS, AGAIN, START = ("trial", "trial2", "trial3"), "again", "start.safetensors"
 TRIAL_HISTORIES = ("trial.csv", "trial2.csv", "trial3.csv")
 CHECKPOINT_FILES = ("last.ckpt", "best.safetensors", START, LOCK)
-FILES = (CONFIG, PLAN, METRICS, HISTORY, *TRIAL_HISTORIES, PREDICTIONS, QUARANTINE, PER_CLASS, CONFUSION, MISTAKES)
+TABLES = (PREDICTIONS, QUARANTINE, PER_CLASS, CONFUSION, MISTAKES)
+FILES = (CONFIG, PLAN, METRICS, HISTORY, *TRIAL_HISTORIES, *TABLES, *PICTURES)
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,11 @@ class RunFolder:
     def checkpoints(self) -> Path:
         """Where checkpoints live."""
         return self.path / CHECKPOINTS
+
+    @property
+    def tidied(self) -> bool:
+        """Whether a finished run came to its very end: pictures are drawn before its checkpoints go."""
+        return not self.checkpoints.is_dir()
 
     def config(self) -> dict[str, Any]:
         """Return the content of `config.yaml`."""

@@ -95,6 +95,7 @@ class BaselineOptions:
     seed: int = 0
     device: str = "auto"
     workers: int | None = None
+    pictures: bool = True
     cache: bool = True
     cache_dir: str | None = None
 

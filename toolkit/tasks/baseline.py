@@ -49,6 +49,7 @@ def train_baseline(
     max_pixels: int = 50_000_000,
     device: str = "auto",
     workers: int | None = None,
+    pictures: bool = True,
     cache: bool = True,
     cache_dir: str | None = None,
 ) -> BaselineRun:
@@ -92,6 +93,7 @@ def train_baseline(
         max_pixels: larger images are quarantined unread
         device: auto, cpu, cuda, cuda:1, mps
         workers: how many processes (on a CPU: threads) decode; by the number of images and cores by default
+        pictures: false draws none in the run folder, which spares a second or two
         cache: false keeps nothing on disk
         cache_dir: where decoded images and features are kept; the platform's cache folder by default
     """

@@ -84,13 +84,18 @@ def resume_baseline(path: str | os.PathLike[str]) -> BaselineRun:
     config = folder.config()
     if "strategy" in config:
         raise ArtifactError(f"{folder.path} is a run of finetune; go on with it by toolkit finetune --resume")
-    if folder.finished:
+    if folder.finished and folder.tidied:
         return _as_it_is(folder)
     try:
         options = BaselineOptions(**{key: value for key, value in config.items() if key not in ("data", "out")})
         data = Path(config["data"])
     except (TypeError, KeyError) as error:
         raise ArtifactError(f"{folder.path}: config.yaml is not one that a run wrote ({error})") from error
+    if folder.finished:
+        from toolkit.tasks.draw_again import draw_baseline_again
+
+        draw_baseline_again(folder, data, options)
+        return _as_it_is(folder)
     _check_machine(options)
     clock = Stopwatch()
     with clock.part("scan"):
@@ -139,7 +144,12 @@ def _go(
         "model": options.model,
         "on": options.on,
     }
-    folder.write(METRICS, metrics)
+    folder.write(METRICS, metrics)  # from here on the run is finished, whatever becomes of its pictures
+    if options.pictures:
+        from toolkit.tasks.pictures import Images, draw_baseline
+
+        images = Images(manifest, model.preprocessing, model.max_pixels, source.images)
+        draw_baseline(folder, model, options, images)
     folder.drop_checkpoints()
     return BaselineRun(folder.path, metrics)
 

@@ -14,7 +14,7 @@ from toolkit.checks.label_errors import label_findings, unseen_scores
 from toolkit.data.manifest import Manifest
 from toolkit.features.stored import Stored
 from toolkit.tasks.job import Job
-from toolkit.tasks.pictures import Pictures
+from toolkit.tasks.squeezed import Pictures
 
 DEEPEST = 3  # stages, the last, whose features tell pictures apart
 

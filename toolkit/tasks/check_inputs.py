@@ -21,7 +21,7 @@ from toolkit.data.views import AUGMENTATIONS
 from toolkit.planning.probes import stratified
 from toolkit.planning.similarity import SAMPLE, similarity_of
 from toolkit.tasks.job import Job, worker_count
-from toolkit.tasks.pictures import Pictures
+from toolkit.tasks.squeezed import Pictures
 
 COMPARED = 8  # files
 

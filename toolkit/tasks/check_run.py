@@ -19,7 +19,7 @@ from toolkit.tasks.check_data import data_findings
 from toolkit.tasks.check_inputs import input_findings
 from toolkit.tasks.check_learning import baseline_findings, transfer_findings
 from toolkit.tasks.job import Job, Stopwatch, open_backbone, some_left
-from toolkit.tasks.pictures import squeezed
+from toolkit.tasks.squeezed import squeezed
 from toolkit.tasks.stores import open_store
 
 

@@ -7,6 +7,7 @@ import io
 import os
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -54,7 +55,8 @@ class ImageClassifier:
             raise DataError(f"as many labels as images expected, got {len(images)} images and {len(labels)} labels")
         with tempfile.TemporaryDirectory() as folder:
             manifest = _manifest(images, [str(label) for label in labels], Path(folder))
-            run = start_run(manifest, self.out or str(Path(folder) / "run"), options, overwrite=self.overwrite)
+            drawn = replace(options, pictures=options.pictures and self.out is not None)
+            run = start_run(manifest, self.out or str(Path(folder) / "run"), drawn, overwrite=self.overwrite)
             self.model_ = load_model(run.path, stages=_stages(options))
         self.classes_ = np.array(self.model_.classes)
         self.metrics_ = run.metrics

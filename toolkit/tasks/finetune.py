@@ -56,6 +56,7 @@ def finetune(
     device: str = "auto",
     precision: str = "auto",
     workers: int | None = None,
+    pictures: bool = True,
     cache: bool = True,
     cache_dir: str | None = None,
 ) -> Run:
@@ -106,6 +107,7 @@ def finetune(
         device: auto, cpu, cuda, cuda:1, mps
         precision: auto (bf16 for what trains on CUDA and frozen stages that bear it), 32-true, bf16-mixed, 16-mixed
         workers: how many processes (on a CPU: threads) decode; by the number of images and cores by default
+        pictures: false draws none in the run folder, which spares a second or two
         cache: false keeps nothing on disk; the frozen stages then run in every epoch
         cache_dir: where features are kept; the platform's cache folder by default
     """

@@ -59,15 +59,20 @@ def prepare(manifest: Manifest, job: Job) -> Prepared:
         manifest = _without(manifest, prepared.manifest, failures)  # they vanished since the first pass
 
 
-def prepare_again(folder: RunFolder, manifest: Manifest, job: Job) -> Prepared:
-    """Return what `prepare` gave before the checkpoint: plan and quarantine are read, the views are stored already."""
+def recorded(folder: RunFolder, manifest: Manifest, options: Options) -> Manifest:
+    """Return the images that a run used, split as it split them, by its quarantine; raises ArtifactError."""
     try:
         with open(folder.path / QUARANTINE, encoding="utf-8", newline="") as file:
-            recorded = {row["path"]: row["reason"] for row in csv.DictReader(file)}
+            reasons = {row["path"]: row["reason"] for row in csv.DictReader(file)}
     except (OSError, KeyError, ValueError, csv.Error) as error:
         raise ArtifactError(f"{folder.path / QUARANTINE} cannot be read; start the run again") from error
-    failed = [(row, recorded[path]) for row, path in enumerate(manifest.paths) if path in recorded]
-    usable = assign_splits(some_left(manifest.without(failed)), val=job.options.val, seed=job.options.seed)
+    failed = [(row, reasons[path]) for row, path in enumerate(manifest.paths) if path in reasons]
+    return assign_splits(some_left(manifest.without(failed)), val=options.val, seed=options.seed)
+
+
+def prepare_again(folder: RunFolder, manifest: Manifest, job: Job) -> Prepared:
+    """Return what `prepare` gave before the checkpoint: plan and quarantine are read, the views are stored already."""
+    usable = recorded(folder, manifest, job.options)
     with job.clock.part("plan"):
         prepared = Prepared(usable, read_plan(folder))
     if prepared.plan.strategy == "head" or not job.options.cache:

@@ -88,9 +88,11 @@ def resume_run(path: str | os.PathLike[str], own_backbone: Any = None) -> Run:
     config = folder.config()
     if "strategy" not in config and "model" in config:
         raise ArtifactError(f"{folder.path} is the run of a baseline; go on with it by toolkit baseline --resume")
-    if folder.finished:
+    if folder.finished and folder.tidied:
         return _as_it_is(folder)
     if config.get("backbone") == CUSTOM:
+        if own_backbone is None and folder.finished:
+            return _as_it_is(folder)
         if own_backbone is None:
             raise ArtifactError(f"{folder.path} has a backbone of your own; give it: finetune(resume=…, backbone=[…])")
         config["backbone"] = own_backbone
@@ -101,6 +103,11 @@ def resume_run(path: str | os.PathLike[str], own_backbone: Any = None) -> Run:
         data = Path(config["data"])
     except (TypeError, KeyError) as error:
         raise ArtifactError(f"{folder.path}: config.yaml is not one that a run wrote ({error})") from error
+    if folder.finished:
+        from toolkit.tasks.draw_again import draw_run_again
+
+        draw_run_again(folder, data, options)
+        return _as_it_is(folder)
     clock = Stopwatch()
     with clock.part("scan"):
         manifest = scan(data, max_pixels=options.max_pixels)
@@ -140,7 +147,12 @@ def _go(folder: RunFolder, manifest: Manifest, job: Job) -> Run:
         raise ToolkitError("files were lost from the account: please report this")
     metrics = metrics_of(manifest, scores, clock, strategy=plan.strategy, backbone=plan.backbone)
     metrics = {**metrics, "val_chose": chosen_by_val, "folds": folds}
-    folder.write(METRICS, metrics)
+    folder.write(METRICS, metrics)  # from here on the run is finished, whatever becomes of its pictures
+    if job.options.pictures:
+        from toolkit.tasks.pictures import Images, draw_run
+
+        images = Images(prepared.manifest, model.preprocessing, model.max_pixels)
+        draw_run(folder, model, plan, images, prepared.probe if plan.strategy == "head" else None, job.device)
     folder.drop_checkpoints()
     return Run(folder.path, prepared.plan, metrics)
 

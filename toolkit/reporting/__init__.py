@@ -1,0 +1,1 @@
+"""A run folder's tables, weights and images → pictures."""

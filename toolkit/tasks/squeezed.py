@@ -1,0 +1,76 @@
+"""Pictures: all images of a Manifest at once, squeezed so small that they can be held against each other."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from toolkit.checks.alignment import SIDE_PX
+from toolkit.checks.candidates import HASH_PX
+from toolkit.data.decode import UnreadableImage, read_image
+from toolkit.data.manifest import Manifest
+from toolkit.data.turns import by_turns
+from toolkit.progress import counting
+from toolkit.tasks.job import Job, worker_count
+
+READ_AT_ONCE = 32
+BLOCK = 1024  # rows at a time
+
+
+@dataclass(frozen=True, eq=False)
+class Pictures:
+    """All N images, each squeezed into 64 × 64 px: uint8 (N, 3, 64, 64), mapped from a file."""
+
+    values: NDArray[np.uint8]
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def of(self, rows: NDArray[np.int64]) -> Tensor:
+        """Return uint8 (n, 3, 64, 64)."""
+        return torch.from_numpy(np.asarray(self.values[rows]))
+
+    def blocks(self) -> Iterator[NDArray[np.int64]]:
+        """Yield all rows, some at a time."""
+        for start in range(0, len(self), BLOCK):
+            yield np.arange(start, min(start + BLOCK, len(self)))
+
+    def grey(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return float32 (n, 32, 32) in 0..255."""
+        some = np.asarray(self.values[rows], np.float32).mean(axis=1)
+        step = SIDE_PX // HASH_PX
+        grey: NDArray[np.float32] = some.reshape(len(rows), HASH_PX, step, HASH_PX, step).mean(axis=(2, 4))
+        return grey
+
+
+@contextmanager
+def squeezed(manifest: Manifest, job: Job) -> Iterator[Pictures]:
+    """Yield the Pictures of a Manifest; their file goes with the block. What cannot be read any more is left black."""
+    n, max_pixels = len(manifest), job.options.max_pixels
+
+    def squeeze(row: int) -> tuple[int, NDArray[np.uint8] | None]:
+        try:
+            image = read_image(manifest.file(row), max_pixels, SIDE_PX)[1]
+        except UnreadableImage:
+            return row, None
+        small = image.resize((SIDE_PX, SIDE_PX), Image.Resampling.BOX)
+        return row, np.asarray(small).transpose(2, 0, 1)
+
+    spans = [range(start, min(start + READ_AT_ONCE, n)) for start in range(0, n, READ_AT_ONCE)]
+    with tempfile.TemporaryFile() as file:
+        values = np.memmap(file, np.uint8, "w+", shape=(n, 3, SIDE_PX, SIDE_PX))
+        with counting("looking at pictures", n) as counter:
+            for batch in by_turns(squeeze, spans, list, max(1, worker_count(job.options, n))):
+                for row, small in batch:
+                    if small is not None:
+                        values[row] = small
+                counter.advance(len(batch))
+        yield Pictures(values)
