@@ -12,6 +12,7 @@ Pairs = NDArray[np.int64]  # (M, 2), rows of images, the smaller first
 NEIGHBOURS = 5  # of an image, the most alike, that are looked at
 LEAST_COSINE = 0.7  # of centred features; copies of flowers had 0.81 and more
 HASH_PX, HASH_SIDE = 32, 8  # pixels a side, and cosine waves a side that make bits
+LEAST_WAVE = 100.0  # of 255 × 32 × 32 at most; what is weaker is rounding, and its bits say nothing
 MOST_BITS = 8  # of 63 that differ; copies that are re-encoded have 0 to 4, cropped ones up to 20
 BLOCK = 1024  # rows at a time
 PROJECTED_ABOVE, PROJECTED_TO = 20_000, 256  # images, and numbers each: a cosine is then off by 0.06 or so
@@ -73,7 +74,7 @@ def unique_pairs(some: Sequence[Pairs]) -> Pairs:
 def _bits(waves: NDArray[np.float32]) -> NDArray[np.bool_]:
     flat = waves.reshape(len(waves), -1)[:, 1:]
     spread = np.abs(flat).max(axis=1, keepdims=True, initial=0)
-    bits: NDArray[np.bool_] = (flat > np.median(flat, axis=1, keepdims=True)) & (spread > 1e-3)
+    bits: NDArray[np.bool_] = (flat > np.median(flat, axis=1, keepdims=True)) & (spread > LEAST_WAVE)
     return bits
 
 
