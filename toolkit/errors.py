@@ -9,6 +9,8 @@ LOST_WORKER = (
     "a decoding process was lost (killed, or out of memory or of space in /dev/shm); run again with --workers 0"
 )
 
+NO_MEMORY = "can't allocate memory"  # how torch's allocator for the CPU says it
+
 
 class ToolkitError(Exception):
     """Something a person can mend; its text is one complete line, shown without a traceback."""

@@ -21,6 +21,7 @@ from toolkit.storage import TEMPORARY_PREFIX, publish_json, publish_text, read_j
 
 CONFIG, PLAN, METRICS, HISTORY = "config.yaml", "plan.json", "metrics.json", "history.csv"
 PREDICTIONS, QUARANTINE = "predictions.csv", "quarantine.csv"
+BAD_BATCH = "bad_batch.csv"  # whose loss was no number
 PER_CLASS, CONFUSION, MISTAKES = "per_class.csv", "confusion.csv", "mistakes.csv"
 MODEL, CHECKPOINTS, LOCK = "model", "checkpoints", "run.lock"
 # Within the checkpoints: trials of the training, a training begun again after a collapse, and starting weights.
@@ -28,6 +29,7 @@ TRIAL_FOLDERS, AGAIN, START = ("trial", "trial2", "trial3"), "again", "start.saf
 TRIAL_HISTORIES = ("trial.csv", "trial2.csv", "trial3.csv")
 CHECKPOINT_FILES = ("last.ckpt", "best.safetensors", START, LOCK)
 FILES = (CONFIG, PLAN, METRICS, HISTORY, *TRIAL_HISTORIES, PREDICTIONS, QUARANTINE, PER_CLASS, CONFUSION, MISTAKES)
+FILES += (BAD_BATCH,)
 
 
 @dataclass(frozen=True)
