@@ -32,6 +32,18 @@ class ArtifactError(ToolkitError):
     """A run folder or model folder is missing, incomplete, damaged, or in the way."""
 
 
+class LostWorkerError(ToolkitError):
+    """Processes that decode are lost.
+
+    lost: which, and how, in words; "" where nobody knows. others_can: whether the same files can be decoded by somebody
+    else.
+    """
+
+    def __init__(self, lost: str = "", *, others_can: bool = False) -> None:
+        super().__init__(f"{LOST_WORKER}: {lost}" if lost else LOST_WORKER)
+        self.lost, self.others_can = lost, others_can
+
+
 class Interrupted(BaseException):
     """A signal asked the program to end; raised once the work is in a state that can be resumed."""
 

@@ -132,7 +132,8 @@ class BaselineModule(LightningModule):
     ) -> tuple[Tensor, Tensor]:
         """Take optimizer step `number` (from 0) on some images; return the mean data loss and the scores before it.
 
-        Raises NotFinite, before anything has changed, where the loss or a gradient is no number. A single image is normalised by running statistics: it has no variance of its own.
+        Raises NotFinite, before anything has changed, where the loss or a gradient is no number. A single image is
+        normalised by running statistics: it has no variance of its own.
         """
         rate = self.lr * factor(self.schedule, number, self.total_steps)
         for group in optimizer.param_groups:

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from toolkit.artifacts.run_folder import AGAIN, START
+from toolkit.artifacts.run_folder import AGAIN, START, TENSORBOARD
 from toolkit.data.datamodule import OTHER_DATA, ImageFolderData
 from toolkit.data.manifest import TRAIN, VAL, Manifest
 from toolkit.errors import ArtifactError
@@ -79,7 +79,7 @@ def fit_from_start(
         try:
             run_fit(module, data, replace(phase, folder=folder), prepared, job, row=row, start=start)
         except (CollapsedError, NonFiniteError) as error:
-            if isinstance(error, NonFiniteError) and (error.by_image or (job.options.given("lr") and folder != again)):
+            if isinstance(error, NonFiniteError) and (error.by_image or (job.options.sets("lr") and folder != again)):
                 raise _with_way_on(error, phase, again) from error
             outcome = "the head stays" if folder == again else f"it begins again with {SMALLER_RATE:g} of the rates"
             say(f"note: {error}; {outcome}")
@@ -189,12 +189,19 @@ def run_fit(
         clip=1.0 if options.clip is None else options.clip,
         patience=phase.patience,
         start=start,
+        track=_events(phase) if options.track else None,
     )
     in_full = settings.precision == "32-true"  # in half precision folding is less exact than the norm
     trained = module.network.stages[module.network.spec.cut :]
     with module.network.folded() if in_full else nullcontext(), quick_depthwise(trained):
         torch.manual_seed(options.seed)
         fit(module, data, settings, folder=phase.folder, history=phase.history, device=job.device, row=row)
+
+
+def _events(phase: Phase) -> Path:
+    """Return where the event files of a training go."""
+    again = f"_{AGAIN}" if phase.folder.name == AGAIN else ""
+    return phase.history.parent / TENSORBOARD / f"{phase.history.stem}{again}"
 
 
 def _workers(prepared: Prepared, job: Job) -> int:

@@ -24,7 +24,7 @@ NAMED = 4  # files in the line; the CSV has all
 SMALLER = 0.1  # of the rate, to try instead
 
 
-class NotFinite(ToolkitError):  # noqa: N818  # what was found, before the images were looked at
+class NotFinite(ToolkitError):  # what was found, before the images were looked at
     """A value that is no number. what: "loss" or "gradient". step: the optimizer step it would have been part of, from
     1; None where the Trainer knows. images: which of the batch; None for all of its step."""
 

@@ -25,13 +25,15 @@ from toolkit.training.finite import FiniteGuard, NonFiniteError, NotFinite
 from toolkit.training.history import History, StepProgress
 from toolkit.training.mixing import State
 from toolkit.training.signals import stop_on_signals
+from toolkit.training.track import Track
 
 
 @dataclass(frozen=True)
 class FitSettings:
     """How the Trainer runs: epochs ≥ 1, a resolved precision, gradient accumulation ≥ 1, clipping by norm or None,
     early stopping after `patience` epochs without a lower validation loss, or never. start: weights (`trained_state`)
-    that know something already; if training loses that, CollapsedError ends it."""
+    that know something already; if training loses that, CollapsedError ends it. track: where TensorBoard's event files
+    go, if any are wanted."""
 
     epochs: int
     precision: str
@@ -39,6 +41,7 @@ class FitSettings:
     clip: float | None = 1.0
     patience: int | None = None
     start: State | None = None
+    track: Path | None = None
 
 
 def fit(
@@ -62,7 +65,10 @@ def fit(
     validates = len(data.manifest.rows(VAL)) > 0
     with stop_on_signals() as stop, _quiet(), true_float32():
         guard, checkpoints = FiniteGuard(data, history.parent), Checkpoints(folder, stop)
-        callbacks: list[Callback] = [StepProgress(), guard, History(history, row)]
+        rows = History(history, row)
+        callbacks: list[Callback] = [StepProgress(), guard, rows]
+        if settings.track is not None:
+            callbacks.append(Track(settings.track, rows))
         if settings.start is not None:
             callbacks.append(CollapseGuard(len(data.manifest.classes), settings.start))
         best = None

@@ -14,6 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from toolkit.progress import Counter, counting, say
 from toolkit.storage import publish_text
+from toolkit.training.diagnosis import in_short
 from toolkit.training.updates import GradientNorms, UpdateRatios
 
 COLUMNS = ("epoch", "step", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr_head", "seconds")
@@ -96,7 +97,7 @@ def _cell(value: Any) -> Any:
 
 def _line(row: dict[str, Any]) -> str:
     shown = [f"{key.replace('_', ' ')} {row[key]:.4f}" for key in COLUMNS[2:6] if row.get(key) is not None]
-    return f"epoch {row['epoch']}: " + ", ".join(shown)
+    return f"epoch {row['epoch']}: " + ", ".join([*shown, *filter(None, [in_short(row)])])
 
 
 class StepProgress(Callback):

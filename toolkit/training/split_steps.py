@@ -47,7 +47,9 @@ class SplitSteps:
         self._step: _Step | None = None
         self._splitting = False
 
-    def forward(self, n: int, learn: Learn, backward: Callable[[Tensor], object], *, begins: bool) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, n: int, learn: Learn, backward: Callable[[Tensor], object], *, begins: bool
+    ) -> tuple[Tensor, Tensor]:
         """Return the mean loss over n images, to go backward from, and what else `learn` gives, summed.
 
         learn: a slice of the images → its share of the mean loss over all n, and a number that adds up. backward: adds
