@@ -98,7 +98,7 @@ def test_random_draws_go_on_as_if_nothing_had_been(data: ImageFolderData) -> Non
     module = module_of()
     draws = []
     for tests in (False, True):
-        random.seed(1), np.random.seed(1), torch.manual_seed(1)  # noqa: B018
+        random.seed(1), np.random.seed(1), torch.manual_seed(1)
         if tests:
             range_test(module, batches_of(data), steps=4)
         draws.append((random.random(), float(np.random.rand()), float(torch.rand(()))))
