@@ -12,7 +12,7 @@ from types import FrameType
 from typing import Any
 
 from toolkit.allocator import keep_freed_memory
-from toolkit.errors import LOST_WORKER, Interrupted, ToolkitError, unknown_name
+from toolkit.errors import LOST_WORKER, NO_MEMORY, Interrupted, ToolkitError, unknown_name
 from toolkit.flags import NotUnderstoodError, Verb, parse
 
 OVERVIEW = """\
@@ -47,8 +47,6 @@ Verbs:
   backbones  list the networks
   cache      what the cache of features holds; --limit SIZE makes it smaller
 """
-
-NO_MEMORY = "can't allocate memory"  # how torch's allocator for the CPU says it
 
 VERBS = {
     "demo": Verb("toolkit.tasks.demo:demo"),

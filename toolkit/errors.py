@@ -9,6 +9,8 @@ LOST_WORKER = (
     "a decoding process was lost (killed, or out of memory or of space in /dev/shm); run again with --workers 0"
 )
 
+NO_MEMORY = "can't allocate memory"  # how torch's allocator for the CPU says it
+
 
 class ToolkitError(Exception):
     """Something a person can mend; its text is one complete line, shown without a traceback."""
@@ -28,6 +30,18 @@ class WeightsError(ToolkitError):
 
 class ArtifactError(ToolkitError):
     """A run folder or model folder is missing, incomplete, damaged, or in the way."""
+
+
+class LostWorkerError(ToolkitError):
+    """Processes that decode are lost.
+
+    lost: which, and how, in words; "" where nobody knows. others_can: whether the same files can be decoded by somebody
+    else.
+    """
+
+    def __init__(self, lost: str = "", *, others_can: bool = False) -> None:
+        super().__init__(f"{LOST_WORKER}: {lost}" if lost else LOST_WORKER)
+        self.lost, self.others_can = lost, others_can
 
 
 class Interrupted(BaseException):

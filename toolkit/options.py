@@ -21,6 +21,7 @@ NAMES: dict[str, tuple[str, ...]] = {
 }
 
 AUTO_BACKBONE = "auto"  # the pretrained networks of this machine are held against each other
+AUTO_RATE = "auto"  # a range test finds it
 CUSTOM = "custom"  # what stands in a YAML file for a backbone of the user's own
 
 # Keys that only some strategies use; given with another strategy they are refused, not ignored.
@@ -74,7 +75,7 @@ class Options:
     folds: int | None = None
     image_size: int | None = None
     epochs: int | None = None
-    lr: float | None = None
+    lr: float | str | None = None
     layer_decay: float | None = None
     weight_decay: float | None = None
     decay_towards: str | None = None
@@ -105,15 +106,18 @@ class Options:
     pictures: bool = True
     cache: bool = True
     cache_dir: str | None = None
+    track: bool = False
 
     def __post_init__(self) -> None:
-        check_settings(self, NAMES, RANGES)
+        check_settings(self, NAMES, RANGES, {"lr": AUTO_RATE})
         if isinstance(self.backbone, str) and self.backbone == AUTO_BACKBONE:
             for key, given in (("weights", self.weights is not None), ("strategy", self.strategy == "scratch")):
                 if given:
                     raise SettingError(f"{key}: name the backbone that it is for; 'auto' compares pretrained ones")
         else:
             check_backbone(self.backbone)
+        if self.track and self.strategy == "head":
+            raise SettingError("track is not used by the strategy 'head', which trains no epochs; remove it")
         if self.strategy != "auto":
             self.refuse_unused(self.strategy)
             if self.budget is not None:
@@ -122,6 +126,10 @@ class Options:
     def given(self, key: str) -> bool:
         """Return whether the user set a key that is None by default."""
         return getattr(self, key) is not None
+
+    def sets(self, key: str) -> bool:
+        """Return whether the user set a key to a value, and not to the word for one that is found."""
+        return self.given(key) and (key, getattr(self, key)) != ("lr", AUTO_RATE)
 
     def refuse_unused(self, strategy: str, chosen_by: str = "") -> None:
         """Raise SettingError if a key is set that the strategy does not use."""
@@ -142,6 +150,7 @@ class Options:
 
 RANGES: dict[str, Range] = {
     **COMMON_RANGES,
+    "lr": Range(NUMBER, lambda x: 0 < x <= 100, "a number above 0, at most 100, or auto"),
     "cut": Range(int, lambda x: x >= 0, "a stage number of at least 0"),
     "image_size": Range(int, lambda x: 16 <= x <= 4096, "16 to 4096 pixels"),
     "layer_decay": Range(NUMBER, lambda x: 0 < x <= 1, "a factor above 0, at most 1,"),

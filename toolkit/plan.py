@@ -159,7 +159,8 @@ class TransferPlan:
     evidence, None where nothing measured them. ways: what was weighed, the chosen one among them, each with its
     strategy, cut, expected gain in accuracy over the head, work, and whether that is within the budget. overridden:
     keys that the user set. verdict: how much of the fine-tuning was kept, and why (`toolkit.training.mixing.Verdict`);
-    None where nobody had to judge.
+    None where nobody had to judge. rate_test: what a range test found: `multiplier` on the strategy's own rate and
+    `steps`; None where there was none.
     """
 
     strategy: str
@@ -182,6 +183,7 @@ class TransferPlan:
     predicted: dict[str, Any] | None = None
     overridden: tuple[str, ...] = ()
     verdict: dict[str, Any] | None = None
+    rate_test: dict[str, Any] | None = None
 
     def freeze_spec(self) -> FreezeSpec:
         """Return the freezing that this plan declares."""

@@ -36,11 +36,16 @@ COMMON_RANGES = {
 }
 
 
-def check_settings(options: Any, known: Mapping[str, Sequence[str]], ranges: Mapping[str, Range]) -> None:
+def check_settings(
+    options: Any,
+    known: Mapping[str, Sequence[str]],
+    ranges: Mapping[str, Range],
+    words: Mapping[str, str] | None = None,
+) -> None:
     """Raise SettingError, one line, for a value of a frozen dataclass that is unknown or out of range.
 
-    known: names that a key may have. ranges: of numbers. A value may be None where that is its default. Numbers of
-    NumPy and others become Python's, in place.
+    known: names that a key may have. ranges: of numbers; words: what may stand in a number's place. A value may be None
+    where that is its default. Numbers of NumPy and others become Python's, in place.
     """
     for key, value in vars(options).items():
         if isinstance(value, bool):
@@ -54,7 +59,7 @@ def check_settings(options: Any, known: Mapping[str, Sequence[str]], ranges: Map
         if key in values and values[key] not in known[key]:
             raise unknown_name(key, str(values[key]), known[key])
     for key, (types, holds, wanted) in ranges.items():
-        if key not in values:
+        if key not in values or values[key] == (words or {}).get(key):
             continue
         value = values[key]
         number = isinstance(value, types) and not isinstance(value, bool)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import DistributedSampler
+from torch.utils.data import DistributedSampler, get_worker_info
 
 from tests.photos import make_photos
 from toolkit.data.loading import Batch, ResumableLoader, SeededSampler, ViewDataset, clean_batches, default_workers
@@ -199,20 +201,80 @@ def test_default_workers():
     assert default_workers(63) == 0 and 1 <= default_workers(64) <= 8
 
 
+class Mortal(ViewDataset):
+    """Ends the process that decodes one of its rows, unless that is the main one."""
+
+    how: Any = signal.SIGKILL
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[int, NDArray[np.uint8] | str]:
+        if key[0] == 5 and get_worker_info() is not None:
+            os.kill(os.getpid(), self.how) if isinstance(self.how, signal.Signals) else os._exit(self.how)
+        return super().__getitem__(key)
+
+
+def mortal(root: Path, how: Any, workers: int) -> ResumableLoader:
+    manifest = scan(root if root.exists() else make_photos(root, {"a": 5, "b": 5}))
+    dataset = Mortal(manifest, Preprocessing(8, 8), AUGMENTATIONS["none"], seed=0, max_pixels=10**6)
+    dataset.how = how
+    sampler = SeededSampler(np.arange(10), views=1, seed=0)
+    return ResumableLoader(dataset, sampler, batch_size=2, workers=workers, pin=False)
+
+
 @pytest.mark.slow
-def test_a_lost_decoding_process_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("toolkit.data.loading.LOST_AFTER_S", 5.0)
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGBUS, 3])
+def test_a_killed_process_is_named_and_the_same_batches_come_without(
+    tmp_path: Path, how: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("toolkit.data.loading.LOST_AFTER_S", 20.0)
+    whole = list(mortal(tmp_path / "photos", how, 0))
+    loader = mortal(tmp_path / "photos", how, 2)
+    found = list(loader)
+    assert [batch.rows.tolist() for batch in found] == [batch.rows.tolist() for batch in whole]
+    assert all(torch.equal(one.inputs, other.inputs) for one, other in zip(found, whole, strict=True))
+    assert loader.state_dict() == {"epoch": 0, "batches": 5}
+    told = f"was killed by {how.name}" if isinstance(how, signal.Signals) else "ended with exit code 3"
+    said = capsys.readouterr().err
+    assert re.search(rf"note: decoding process \d+ {told}, maybe .*goes on without such processes", said), said
+    loader.sampler.set_epoch(1)
+    assert len(list(loader)) == 5 and "note" not in capsys.readouterr().err
 
-    class Deadly(ViewDataset):
-        def __getitem__(self, key: tuple[int, int]) -> tuple[int, NDArray[np.uint8] | str]:
-            os.kill(os.getpid(), signal.SIGKILL)
-            raise AssertionError("still alive")
 
-    manifest = scan(make_photos(tmp_path / "photos", {"a": 2, "b": 2}))
-    dataset = Deadly(manifest, Preprocessing(8, 8), AUGMENTATIONS["none"], seed=0, max_pixels=10**6)
-    sampler = SeededSampler(np.arange(4), views=1, seed=0)
-    with pytest.raises(ToolkitError, match=r"a decoding process was lost .* --workers 0"):
-        list(ResumableLoader(dataset, sampler, batch_size=2, workers=1, pin=False))
+@pytest.mark.slow
+def test_a_death_between_batches_is_heard_of_with_the_next_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever the program is when a process dies, nothing is raised there; also between two epochs."""
+    monkeypatch.setattr("toolkit.data.loading.LOST_AFTER_S", 20.0)
+    for after in (1, 5):
+        loader = mortal(tmp_path / "photos", 0, 1)
+        loader.dataset.how = signal.SIGCONT  # which ends nobody
+        batches = iter(loader)
+        seen = [next(batches).rows.tolist() for _ in range(after)]
+        if after == 5:
+            assert list(batches) == []
+            loader.sampler.set_epoch(1)
+        (worker,) = loader._iterator._workers
+        os.kill(worker.pid, signal.SIGKILL)
+        worker.join()
+        for _ in range(1000):  # torch's handler would raise here
+            sum(range(100))
+        batches = iter(loader) if after == 5 else batches
+        seen += [batch.rows.tolist() for batch in batches]
+        whole = mortal(tmp_path / "photos", 0, 0)
+        wanted = [batch.rows.tolist() for batch in whole]
+        if after == 5:
+            whole.sampler.set_epoch(1)
+            wanted += [batch.rows.tolist() for batch in whole]
+        assert seen == wanted
+        assert f"process {worker.pid} was killed by SIGKILL" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_process_that_crashes_ends_it_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What made it crash would take the main process along."""
+    monkeypatch.setattr("toolkit.data.loading.LOST_AFTER_S", 20.0)
+    with pytest.raises(ToolkitError, match=r"a decoding process was lost .* --workers 0: process \d+ .* SIGSEGV"):
+        list(mortal(tmp_path / "photos", signal.SIGSEGV, 1))
 
 
 HANGING = """

@@ -111,7 +111,7 @@ def test_images_that_only_prove_broken_when_decoded(fails: Fails, data: Path, tm
         ({"device": "cuda:99"}, "this machine has"),
         ({"epochs": 0, "strategy": "full"}, "epochs: 1 to 100000 expected, got 0"),
         ({"val": 1.5}, "val: a fraction between 0 and 1 expected, got 1.5"),
-        ({"lr": "1e3", "strategy": "full"}, "lr: a number above 0, at most 100, expected, got 1000.0"),
+        ({"lr": "1e3", "strategy": "full"}, "lr: a number above 0, at most 100, or auto expected, got 1000.0"),
         ({"cut": 8, "strategy": "partial"}, "cut: 1 to 7 expected for the 8 stages"),
         ({"cut": 0, "strategy": "partial"}, "for 0 use the strategy 'full'"),
         ({"taps": "6,8"}, "taps: distinct stages from 0 to 7 expected, got [6, 8]"),

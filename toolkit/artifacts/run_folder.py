@@ -21,17 +21,21 @@ from toolkit.storage import TEMPORARY_PREFIX, publish_json, publish_text, read_j
 
 CONFIG, PLAN, METRICS, HISTORY = "config.yaml", "plan.json", "metrics.json", "history.csv"
 PREDICTIONS, QUARANTINE = "predictions.csv", "quarantine.csv"
+BAD_BATCH = "bad_batch.csv"  # whose loss was no number
+LR_RANGE, LR_RANGE_PICTURE = "lr_range.csv", "lr_range.png"
 PER_CLASS, CONFUSION, MISTAKES = "per_class.csv", "confusion.csv", "mistakes.csv"
 CURVES, RATES, CONFUSION_PICTURE, MISTAKES_SHEET = "curves.png", "rates.png", "confusion.png", "mistakes.png"
 RELIABILITY, FILTERS, EXCITATION = "reliability.png", "filters.png", "excitation.png"
 PICTURES = (CURVES, RATES, CONFUSION_PICTURE, MISTAKES_SHEET, RELIABILITY, FILTERS, EXCITATION)
 MODEL, CHECKPOINTS, LOCK = "model", "checkpoints", "run.lock"
+TENSORBOARD = "tensorboard"  # a folder a training of it
 # Within the checkpoints: trials of the training, a training begun again after a collapse, and starting weights.
 TRIAL_FOLDERS, AGAIN, START = ("trial", "trial2", "trial3"), "again", "start.safetensors"
 TRIAL_HISTORIES = ("trial.csv", "trial2.csv", "trial3.csv")
 CHECKPOINT_FILES = ("last.ckpt", "best.safetensors", START, LOCK)
+FOUND = (BAD_BATCH, LR_RANGE, LR_RANGE_PICTURE)
 TABLES = (PREDICTIONS, QUARANTINE, PER_CLASS, CONFUSION, MISTAKES)
-FILES = (CONFIG, PLAN, METRICS, HISTORY, *TRIAL_HISTORIES, *TABLES, *PICTURES)
+FILES = (CONFIG, PLAN, METRICS, HISTORY, *TRIAL_HISTORIES, *TABLES, *PICTURES, *FOUND)
 
 
 @dataclass(frozen=True)
@@ -173,8 +177,11 @@ class RunFolder:
         for name in (*_metrics_first(FILES), *(f"{MODEL}/{name}" for name in (DESCRIPTION, WEIGHTS))):
             (self.path / name).unlink(missing_ok=True)
         self.drop_checkpoints()
-        with contextlib.suppress(OSError):  # somebody's own file is in it
-            (self.path / MODEL).rmdir()
+        for events in (self.path / TENSORBOARD).glob("*/events.out.tfevents.*"):
+            events.unlink()
+        for folder in (*(self.path / TENSORBOARD).glob("*/"), self.path / TENSORBOARD, self.path / MODEL):
+            with contextlib.suppress(OSError):  # somebody's own file is in it
+                folder.rmdir()
 
 
 def _metrics_first(names: Iterable[str]) -> list[str]:

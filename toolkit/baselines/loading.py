@@ -47,6 +47,7 @@ class UnitLoader:
         self.labels = labels
         self.sampler = EpochOrder(rows, seed)
         self.unit = unit
+        self.rows = torch.empty(0, dtype=torch.int64)  # of the unit that was handed out last
         self._done = (-1, 0)
         self._resume = (-1, 0)
 
@@ -60,6 +61,7 @@ class UnitLoader:
         for rows in torch.split(self.sampler.shuffled(), self.unit)[done:]:
             done += 1
             self._done = (epoch, done)
+            self.rows = rows
             yield self.inputs.take(rows), self.labels[rows]
 
     def state_dict(self) -> dict[str, int]:
@@ -80,6 +82,10 @@ class BaselineData(ManifestData):
         self.labels = torch.from_numpy(manifest.labels)
         self.batch_size = batch_size
         self.seed = seed
+
+    def rows_in_work(self) -> Tensor:
+        """Return int64 (B,), the rows of the Manifest that the last unit was made of."""
+        return self._training.rows if isinstance(self._training, UnitLoader) else super().rows_in_work()
 
     @property
     def steps_an_epoch(self) -> int:

@@ -13,10 +13,12 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from toolkit.baselines.net import BATCH_NORMS, CentredNet
-from toolkit.errors import ArtifactError, SettingError, ToolkitError, unknown_name
+from toolkit.errors import ArtifactError, SettingError, unknown_name
 from toolkit.heads.threads import one_thread
 from toolkit.reference import losses, schedules
 from toolkit.reference.regularizers import soft_threshold
+from toolkit.training.finite import NotFinite, check_finite
+from toolkit.training.updates import GradientNorms, gradient_norm
 
 ALONE_UP_TO = 1 << 25  # multiplications of a forward pass that one thread does
 LOSSES = ("cross_entropy", "hinge")
@@ -78,6 +80,7 @@ class BaselineModule(LightningModule):
         self.schedule = schedule
         self.l1 = l1
         self.l2 = l2
+        self.gradients = GradientNorms()
 
     def forward(self, rows: Tensor) -> Tensor:
         """Return class scores, float (N, C)."""
@@ -93,6 +96,11 @@ class BaselineModule(LightningModule):
         ours, stored = self.state_dict(), checkpoint["state_dict"]
         if {k: v.shape for k, v in ours.items()} != {k: v.shape for k, v in stored.items()}:
             raise ArtifactError("the checkpoint is of another net; did classes or settings change? Start a new run")
+        self.gradients = GradientNorms(checkpoint.get("learning", {}).get("gradients"))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the norms of the gradients since the last row of the history."""
+        checkpoint["learning"] = {"gradients": self.gradients.state_dict()}
 
     def training_step(self, unit: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """Take the unit's optimizer steps; return the sum of the data losses over images, hits and size."""
@@ -101,19 +109,16 @@ class BaselineModule(LightningModule):
         done = self.trainer.global_step
         sums, scored = [], []
         inputs, labels = unit
-        for rows, wanted in zip(
-            torch.split(inputs, self.batch_size), torch.split(labels, self.batch_size), strict=True
-        ):
-            loss, scores = self.step(optimizer, done, rows, wanted)
-            sums.append(loss * len(rows))
+        for first in range(0, len(labels), self.batch_size):
+            images = slice(first, first + self.batch_size)
+            try:
+                loss, scores = self.step(optimizer, done, inputs[images], labels[images])
+            except NotFinite as found:
+                raise NotFinite(found.what, found.value, done + 1, images) from None
+            sums.append(loss * len(scores))
             scored.append(scores)
             done += 1
         total = torch.stack(sums).sum()
-        if not bool(total.isfinite()):
-            raise ToolkitError(
-                f"the loss is not finite any more by step {done}: the net has diverged; take a smaller --lr than "
-                f"{self.lr:g}, or --batchnorm"
-            )
         # The Trainer counts steps of its own wrapper of the optimizer, which costs as much as the step.
         progress = self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
         for _ in sums:
@@ -127,7 +132,8 @@ class BaselineModule(LightningModule):
     ) -> tuple[Tensor, Tensor]:
         """Take optimizer step `number` (from 0) on some images; return the mean data loss and the scores before it.
 
-        A single image is normalised by running statistics: it has no variance of its own.
+        Raises NotFinite, before anything has changed, where the loss or a gradient is no number. A single image is
+        normalised by running statistics: it has no variance of its own.
         """
         rate = self.lr * factor(self.schedule, number, self.total_steps)
         for group in optimizer.param_groups:
@@ -136,7 +142,11 @@ class BaselineModule(LightningModule):
         with self._fixed_statistics(len(rows) == 1):
             scores = self.forward(rows)
         loss = self.data_loss(scores, labels)
+        check_finite("loss", float(loss.detach()))
         loss.backward()  # type: ignore[no-untyped-call]
+        norm = gradient_norm(self.network.parameters())
+        check_finite("gradient", norm)
+        self.gradients.note(norm)
         optimizer.step()
         if self.l1:
             with torch.no_grad():

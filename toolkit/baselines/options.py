@@ -30,9 +30,23 @@ USED_BY: dict[str, tuple[str, ...]] = {  # the models that use a key; all use th
     **dict.fromkeys(("hidden", "activation", "batchnorm", "dropout"), ("mlp",)),
     "loss": ("mlp", "linear"),
     **dict.fromkeys(
-        ("init", "optimizer", "lr", "schedule", "l1", "l2", "epochs", "batch_size", "patience", "layers", "precision"),
+        (
+            "track",
+            "init",
+            "optimizer",
+            "lr",
+            "schedule",
+            "l1",
+            "l2",
+            "epochs",
+            "batch_size",
+            "patience",
+            "layers",
+            "precision",
+        ),
         TRAINED,
     ),
+    "track": TRAINED,
     "k": ("knn",),
     **dict.fromkeys(("metric", "search"), NEIGHBOURS),
 }
@@ -98,6 +112,7 @@ class BaselineOptions:
     pictures: bool = True
     cache: bool = True
     cache_dir: str | None = None
+    track: bool = False
 
     def __post_init__(self) -> None:
         check_settings(self, NAMES, RANGES)

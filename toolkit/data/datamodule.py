@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
+import torch
 from lightning.pytorch import LightningDataModule
 from numpy.typing import NDArray
 from torch import Tensor
@@ -44,6 +45,10 @@ class ManifestData(LightningDataModule):
         self.manifest = manifest
         self._training: Resumable | None = None
         self._position: dict[str, int] | None = None
+
+    def rows_in_work(self) -> Tensor:
+        """Return int64 (B,), the rows of the Manifest that the last batch was made of; none where nobody knows."""
+        return torch.empty(0, dtype=torch.int64)
 
     def _resumed(self, loader: _Loader) -> _Loader:
         """Keep the training loader, whose position checkpoints hold, and send it to that of a loaded one."""
@@ -130,6 +135,10 @@ class ImageFolderData(ManifestData):
         self._record(batch.failures)
         self.last_batch = batch
         return batch.inputs, batch.labels
+
+    def rows_in_work(self) -> Tensor:
+        """Return int64 (B,), the rows of the Manifest that the last batch was made of."""
+        return super().rows_in_work() if self.last_batch is None else self.last_batch.rows
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position in the epoch, what the data looked like and the files that failed."""

@@ -7,7 +7,7 @@ import shutil
 import signal
 from collections.abc import Iterator, Sequence
 from types import FrameType
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -17,11 +17,13 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from toolkit.data.ahead import DecodedAhead
 from toolkit.data.decode import UnreadableImage, read_image
+from toolkit.data.lost_workers import check_alive, ended_at_once, next_batch, waiting
 from toolkit.data.manifest import Manifest
 from toolkit.data.preprocessing import Preprocessing
 from toolkit.data.turns import by_turns
 from toolkit.data.views import Augmentation, decoded_px, source_of, view, view_of_source
-from toolkit.errors import LOST_WORKER, ToolkitError
+from toolkit.errors import LostWorkerError
+from toolkit.progress import say
 
 Failure = tuple[int, str]
 
@@ -148,7 +150,8 @@ class SeededSampler(DistributedSampler[Any]):
 class ResumableLoader(DataLoader[Any]):
     """A DataLoader over a SeededSampler that knows how far its epoch has got, and can go on from there.
 
-    Its own random generator seeds the workers, so that the global random state does not depend on them.
+    Its own random generator seeds the workers, so that the global random state does not depend on them. Where a worker
+    is killed, it is named, and the same batches come without workers.
     start: how they are started, such as "fork", where that matters.
     """
 
@@ -184,11 +187,36 @@ class ResumableLoader(DataLoader[Any]):
         done = self._resume[1] if self._resume[0] == epoch else 0
         self._resume = (-1, 0)
         self.sampler.skip = done * self.batch_size
-        batches = ended_at_once(super().__iter__())
-        while (batch := next_batch(batches)) is not None:
+        batches: Iterator[Any] | None = None
+        while True:
+            try:
+                batches = self._begun() if batches is None else batches
+                batch = next_batch(batches)
+            except LostWorkerError as lost:
+                self._give_up_workers(lost)
+                batches, self.sampler.skip = None, done * self.batch_size
+                continue
+            if batch is None:
+                return
             done += 1
             self._done = (epoch, done)
             yield batch
+
+    def _begun(self) -> Iterator[Any]:
+        check_alive(self._iterator)
+        with waiting():
+            return ended_at_once(super().__iter__())
+
+    def _give_up_workers(self, lost: LostWorkerError) -> None:
+        """Decode in this process from now on; raises the error where that would not help."""
+        iterator: Any = self._iterator
+        self._iterator = None
+        if iterator is not None:
+            iterator._shutdown_workers()
+        if not (self.num_workers and lost.others_can):
+            raise lost
+        say(f"note: decoding {lost.lost}, maybe for want of memory; it goes on without such processes, where it was")
+        self.num_workers, self.timeout = 0, 0
 
     def state_dict(self) -> dict[str, int]:
         """Return the epoch and how many of its batches have been handed out."""
@@ -197,38 +225,6 @@ class ResumableLoader(DataLoader[Any]):
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Skip the batches that were handed out when `state` was taken."""
         self._resume = self._done = (state["epoch"], state["batches"])
-
-
-_T = TypeVar("_T")
-
-
-def next_batch(batches: Iterator[_T]) -> _T | None:
-    """Return the next batch, None at the end; ToolkitError where the processes that decode are lost."""
-    try:
-        try:
-            return next(batches, None)
-        except ConnectionError as error:  # it died while it handed over a batch
-            raise ToolkitError(LOST_WORKER) from error
-    except RuntimeError as error:  # torch raises it when it hears of the death, which may be in the lines above
-        if not is_lost_worker(error):
-            raise
-        raise ToolkitError(LOST_WORKER) from error
-
-
-def is_lost_worker(error: RuntimeError) -> bool:
-    """Return whether torch says that a decoding process has died; it may say so wherever the program then is."""
-    text = str(error)
-    return any(sign in text for sign in ("exited unexpectedly", "is killed by signal", "DataLoader timed out"))
-
-
-def ended_at_once(batches: Iterator[_T]) -> Iterator[_T]:
-    """Return a DataLoader's iterator, whose processes are killed where torch would terminate them.
-
-    It does so with those that hang; one that outlives SIGTERM, and hangs in C, would never hear of it.
-    """
-    for worker in getattr(batches, "_workers", ()):
-        worker.terminate = worker.kill
-    return batches
 
 
 def leave_signals(worker: int) -> None:

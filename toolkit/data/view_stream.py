@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from toolkit.data.ahead import DecodedAhead
 from toolkit.data.decode import UnreadableImage, read_image
-from toolkit.data.loading import LOST_AFTER_S, Failure, ended_at_once, leave_signals, next_batch
+from toolkit.data.loading import LOST_AFTER_S, Failure, leave_signals
+from toolkit.data.lost_workers import ended_at_once, next_batch
 from toolkit.data.manifest import Manifest
 from toolkit.data.preprocessing import Preprocessing
 from toolkit.data.turns import by_turns

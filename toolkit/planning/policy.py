@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from toolkit.errors import SettingError
-from toolkit.options import Options
+from toolkit.options import AUTO_RATE, Options
 from toolkit.plan import TransferPlan
 from toolkit.planning.decision import Decision, decide, ways_of
 from toolkit.planning.evidence import ALL_STAGES_BELOW, Evidence
@@ -88,6 +88,8 @@ def make_plan(
             "it starts from a head trained on the frozen features, never from noise (LP-FT, Kumar et al. 2022)"
         )
         reasons += high_rate(recipe, spec)
+    if recipe is not None and options.lr == AUTO_RATE:
+        reasons.append("a range test finds the rate before it trains")
     augmentation, told = augmentation_for(facts, image_size_px)
     views = options.views or (1 if epochs is None else min(epochs, STORED_VIEWS) if spec.cut else epochs)
     if views == 1 and recipe is None:
@@ -112,7 +114,7 @@ def make_plan(
         probes=tuple(probe.to_dict() for probe in evidence.probes),
         ways=() if decision is None else tuple(asdict(way) for way in decision.ways),
         runner_up=None if decision is None or decision.runner_up is None else decision.runner_up.name(len(stage_sizes)),
-        overridden=tuple(key for key in _OVERRIDABLE if options.given(key))
+        overridden=tuple(key for key in _OVERRIDABLE if options.sets(key))
         + (() if options.strategy == "auto" else ("strategy",)),
     )
 

@@ -74,7 +74,7 @@ def recipe_for(strategy: str, options: Options) -> Recipe | None:
     recipe = RECIPES.get(strategy)
     if recipe is None:
         return None
-    return replace(recipe, **{name: getattr(options, name) for name in RECIPE_KEYS if options.given(name)})
+    return replace(recipe, **{name: getattr(options, name) for name in RECIPE_KEYS if options.sets(name)})
 
 
 def high_rate(recipe: Recipe, spec: FreezeSpec) -> list[str]:

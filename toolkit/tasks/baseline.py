@@ -52,6 +52,7 @@ def train_baseline(
     pictures: bool = True,
     cache: bool = True,
     cache_dir: str | None = None,
+    track: bool = False,
 ) -> BaselineRun:
     """Train a baseline on a folder of labelled photos, or on IDX files; the result is a run folder.
 
@@ -96,6 +97,7 @@ def train_baseline(
         pictures: false draws none in the run folder, which spares a second or two
         cache: false keeps nothing on disk
         cache_dir: where decoded images and features are kept; the platform's cache folder by default
+        track: write losses, accuracies, rates and updates for TensorBoard to RUN/tensorboard; needs the extra `track`
     """
     keys = {key: value for key, value in locals().items() if key not in ("data", "out", "resume", "overwrite")}
     options = BaselineOptions(**keys)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from toolkit.artifacts.model_folder import Model
-from toolkit.artifacts.run_folder import HISTORY, METRICS, MODEL, RunFolder
+from toolkit.artifacts.run_folder import HISTORY, METRICS, MODEL, TENSORBOARD, RunFolder
 from toolkit.baselines.approximate import need_faiss
 from toolkit.baselines.inputs import BLOCK, pixel_preprocessing, statistics
 from toolkit.baselines.loading import BaselineData
@@ -20,7 +20,7 @@ from toolkit.baselines.module import BaselineModule, threads_for
 from toolkit.baselines.neighbours import Neighbours
 from toolkit.baselines.net import CentredNet, NetSpec
 from toolkit.baselines.options import NEIGHBOURS, BaselineOptions
-from toolkit.data.manifest import TRAIN
+from toolkit.data.manifest import TRAIN, VAL
 from toolkit.errors import ArtifactError, SettingError
 from toolkit.evaluation.predictions import Predictions
 from toolkit.evaluation.report import evaluate
@@ -32,10 +32,11 @@ from toolkit.plan import FreezeSpec
 from toolkit.progress import say
 from toolkit.tasks.apart import check_apart
 from toolkit.tasks.baseline_inputs import Examples, Source, open_source, read_examples
-from toolkit.tasks.ending import file_lines, metrics_of, publish_results, score_lines
+from toolkit.tasks.ending import diagnosis_of, file_lines, metrics_of, publish_results, score_lines
 from toolkit.tasks.job import Stopwatch
 from toolkit.tasks.stores import open_store
 from toolkit.training.fit import FitSettings, fit
+from toolkit.training.need_tensorboard import need_tensorboard
 from toolkit.training.network import TransferNetwork
 from toolkit.training.trained import TrainedModel
 
@@ -110,6 +111,8 @@ def _as_it_is(folder: RunFolder) -> BaselineRun:
 
 
 def _check_machine(options: BaselineOptions) -> None:
+    if options.track:
+        need_tensorboard()
     if options.search == "approximate":
         need_faiss()
     if resolve_device(options.device).type == "mps" and options.precision == "64-true":
@@ -141,6 +144,7 @@ def _go(
         **metrics_of(manifest, scores, clock, strategy="baseline", backbone=backbone),
         "val_chose": "nothing" if options.patience is None else "epoch",
         "folds": None,
+        "diagnosis": diagnosis_of(folder, n_val=len(manifest.rows(VAL))),
         "model": options.model,
         "on": options.on,
     }
@@ -177,7 +181,13 @@ def _trained(folder: RunFolder, examples: Examples, options: BaselineOptions) ->
         fit(
             module,
             data,
-            FitSettings(epochs, "32-true", clip=None, patience=options.patience),
+            FitSettings(
+                epochs,
+                "32-true",
+                clip=None,
+                patience=options.patience,
+                track=folder.path / TENSORBOARD / "history" if options.track else None,
+            ),
             folder=folder.checkpoints,
             history=folder.path / HISTORY,
             device=resolve_device(options.device),

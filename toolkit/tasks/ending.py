@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 from typing import Any
 
 from toolkit.artifacts.model_folder import Model, save_model
-from toolkit.artifacts.run_folder import CONFUSION, MISTAKES, MODEL, PER_CLASS, PREDICTIONS, RunFolder
+from toolkit.artifacts.run_folder import (
+    CONFUSION,
+    HISTORY,
+    MISTAKES,
+    MODEL,
+    PER_CLASS,
+    PREDICTIONS,
+    TRIAL_HISTORIES,
+    RunFolder,
+)
 from toolkit.data.manifest import TRAIN, Manifest
 from toolkit.evaluation.predictions import Predictions
 from toolkit.evaluation.tables import write_confusion_csv, write_mistakes_csv, write_per_class_csv
 from toolkit.scores import Scores
 from toolkit.tasks.job import Stopwatch
+from toolkit.training.diagnosis import diagnose
 
 VAL_USE = {
     "nothing": "nothing was chosen by these images; once you choose between runs by them, a test split alone is unseen",
@@ -48,12 +59,35 @@ def metrics_of(
     }
 
 
+def diagnosis_of(
+    folder: RunFolder, *, n_val: int | None, n_judges: int | None = None, blended: bool = False
+) -> str | None:
+    """Return in words what the training's history says, or the first trial's, where nothing else was trained; None
+    where nothing was trained by epochs.
+
+    n_val: validation images; n_judges: those that were held out of a trial. blended: by mixup or cutmix.
+    """
+    for name, n in ((HISTORY, n_val), (TRIAL_HISTORIES[0], n_judges)):
+        if (folder.path / name).exists():
+            with open(folder.path / name, encoding="utf-8", newline="") as file:
+                rows = [
+                    {key: float(value) if value else None for key, value in row.items()} for row in csv.DictReader(file)
+                ]
+            return diagnose(rows, n_val=n, blended=blended) or None
+    return None
+
+
 def score_lines(metrics: dict[str, Any]) -> list[str]:
     """Return the scores of val and test for a person, and what val was used for."""
     lines = [f"{split}: {_scores_from(metrics[split])}" for split in ("val", "test") if metrics[split] is not None]
     if metrics["val"] is None:
-        return [*lines, "val: nothing to validate on"]
-    return [*lines, f"     {VAL_USE[metrics['val_chose']]}"]
+        return [*lines, "val: nothing to validate on", *_course(metrics)]
+    return [*lines, f"     {VAL_USE[metrics['val_chose']]}", *_course(metrics)]
+
+
+def _course(metrics: dict[str, Any]) -> list[str]:
+    """Return the diagnosis as a line, where there is one; runs of earlier versions have none."""
+    return [f"course: {metrics['diagnosis']}"] if metrics.get("diagnosis") else []
 
 
 def file_lines(metrics: dict[str, Any], path: Path) -> list[str]:

@@ -30,7 +30,7 @@ def finetune(
     taps: list[int] | None = None,
     head: str | None = None,
     folds: int | None = None,
-    lr: float | None = None,
+    lr: float | str | None = None,
     layer_decay: float | None = None,
     weight_decay: float | None = None,
     decay_towards: str | None = None,
@@ -59,6 +59,7 @@ def finetune(
     pictures: bool = True,
     cache: bool = True,
     cache_dir: str | None = None,
+    track: bool = False,
 ) -> Run:
     """Fine-tune a pretrained backbone on a folder of labelled photos; the result is a run folder.
 
@@ -81,7 +82,7 @@ def finetune(
         taps: stages whose pooled outputs the head sees, such as 5,6,7; by default of the last four (auto: or of all)
         head: ridge, logistic, knn, or auto (default), which holds them against each other on the training images
         folds: score the head by repeated cross-validation with so many folds as well (strategy head)
-        lr: learning rate of the head; with partial the top stage has 1/10 of it, others 1/100, with full all have it
+        lr: rate of the head, or auto: by a range test; partial gives the top stage 1/10, others 1/100, full the same
         layer_decay: instead, each stage learns at this factor of the rate of the part above it; 1 is one rate for all
         weight_decay: of weights; biases and norms are never decayed
         decay_towards: zero (default), or start: the weights that training begins with (L2-SP)
@@ -110,6 +111,7 @@ def finetune(
         pictures: false draws none in the run folder, which spares a second or two
         cache: false keeps nothing on disk; the frozen stages then run in every epoch
         cache_dir: where features are kept; the platform's cache folder by default
+        track: write losses, accuracies, rates and updates for TensorBoard to RUN/tensorboard; needs the extra `track`
     """
     keys = {key: value for key, value in locals().items() if key not in ("data", "out", "resume", "overwrite")}
     options = Options(**keys)

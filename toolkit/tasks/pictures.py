@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -107,7 +108,7 @@ def draw_run(
     history = next((file for name in (HISTORY, *TRIAL_HISTORIES[:1]) if (file := folder.path / name).exists()), None)
     if history is not None:
         held_out = "" if history.name == HISTORY else " of the trial, judged by training images held out of it"
-        drawings[CURVES] = lambda: png(_curves(read_history(history), f"{plan.strategy} on {plan.backbone}{held_out}"))
+        drawings[CURVES] = lambda: png(_curves(folder, history, f"{plan.strategy} on {plan.backbone}{held_out}"))
         drawings[RATES] = lambda: _rates(rate_lines(plan, rows := read_history(history)), rows)
     drawings[FILTERS] = lambda: _filters(model)
     drawings[EXCITATION] = lambda: _excitation(model, images, stored, device)
@@ -121,15 +122,16 @@ def draw_baseline(folder: RunFolder, model: Model, options: BaselineOptions, ima
     if history.exists():
         loss = "hinge loss" if options.value("loss") == "hinge" else "cross-entropy"
         title = f"{options.model} on {options.on}"
-        drawings[CURVES] = lambda: png(_curves(read_history(history), title, loss))
+        drawings[CURVES] = lambda: png(_curves(folder, history, title, loss))
         drawings[RATES] = lambda: _rates(_baseline_rates(options, rows := read_history(history)), rows)
     drawings[FILTERS] = lambda: _filters(model)
     publish_pictures(folder.path, drawings)
 
 
-def _curves(rows: list[HistoryRow], title: str, loss: str = "cross-entropy") -> Any:
-    caption = ""  # the diagnosis in words: diagnose(rows)
-    return draw_curves(rows, caption, title=title, loss=loss)
+def _curves(folder: RunFolder, history: Path, title: str, loss: str = "cross-entropy") -> Any:
+    """Return the curves of a finished run, with what it says of them."""
+    caption = folder.read(METRICS).get("diagnosis") or ""
+    return draw_curves(read_history(history), caption, title=title, loss=loss)
 
 
 def _rates(lines: list[RateLine], rows: list[HistoryRow]) -> bytes | None:

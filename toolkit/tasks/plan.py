@@ -28,7 +28,7 @@ def plan_transfer(
     taps: list[int] | None = None,
     head: str | None = None,
     folds: int | None = None,
-    lr: float | None = None,
+    lr: float | str | None = None,
     layer_decay: float | None = None,
     weight_decay: float | None = None,
     decay_towards: str | None = None,
@@ -56,6 +56,7 @@ def plan_transfer(
     workers: int | None = None,
     cache: bool = True,
     cache_dir: str | None = None,
+    track: bool = False,
 ) -> TransferPlan:
     """Return the plan that `finetune` would follow for a folder, with the evidence for it; trains nothing.
 
@@ -74,7 +75,7 @@ def plan_transfer(
         taps: stages whose pooled outputs the head sees, such as 5,6,7; by default of the last four (auto: or of all)
         head: ridge, logistic, knn, or auto (default), which holds them against each other on the training images
         folds: score the head by repeated cross-validation with so many folds as well (strategy head)
-        lr: learning rate of the head; with partial the top stage has 1/10 of it, others 1/100, with full all have it
+        lr: rate of the head, or auto: by a range test; partial gives the top stage 1/10, others 1/100, full the same
         layer_decay: instead, each stage learns at this factor of the rate of the part above it; 1 is one rate for all
         weight_decay: of weights; biases and norms are never decayed
         decay_towards: zero (default), or start: the weights that training begins with (L2-SP)
@@ -102,6 +103,7 @@ def plan_transfer(
         workers: how many processes (on a CPU: threads) decode; by the number of images and cores by default
         cache: false keeps nothing on disk; the frozen stages then run in every epoch
         cache_dir: where features are kept; the platform's cache folder by default
+        track: write losses, accuracies, rates and updates for TensorBoard to RUN/tensorboard; needs the extra `track`
     """
     options = Options(**{key: value for key, value in locals().items() if key != "data"})
     with head_start(data, options):

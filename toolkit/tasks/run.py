@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.artifacts.run_folder import HISTORY, METRICS, MODEL, PLAN, START, RunFolder
-from toolkit.data.manifest import Manifest
+from toolkit.data.manifest import VAL, Manifest
 from toolkit.data.scan import scan
 from toolkit.errors import ArtifactError, ToolkitError
 from toolkit.evaluation.report import evaluate
@@ -20,13 +20,14 @@ from toolkit.progress import say
 from toolkit.scores import Scores
 from toolkit.tasks.apart import check_apart
 from toolkit.tasks.choose_backbone import DEFAULT, open_job
-from toolkit.tasks.ending import file_lines, metrics_of, publish_results, score_lines
+from toolkit.tasks.ending import diagnosis_of, file_lines, metrics_of, publish_results, score_lines
 from toolkit.tasks.folds import cross_validate, in_words
 from toolkit.tasks.job import Job, Stopwatch, open_backbone, plan_ahead
 from toolkit.tasks.prepare import Prepared, prepare, prepare_again, read_plan
 from toolkit.tasks.score import score
 from toolkit.tasks.stores import open_store
 from toolkit.training.mixing import Verdict
+from toolkit.training.need_tensorboard import need_tensorboard
 from toolkit.training.network import TransferNetwork
 from toolkit.training.trained import TrainedModel
 
@@ -60,6 +61,8 @@ def start_run(data: str | os.PathLike[str] | Manifest, out: str, options: Option
     behind, and no run is overwritten for it.
     """
     resolve_precision(options.precision, resolve_device(options.device))
+    if options.track:
+        need_tensorboard()
     where = Path(out).expanduser().absolute()
     if not isinstance(data, Manifest):
         check_apart(data, where)
@@ -146,7 +149,7 @@ def _go(folder: RunFolder, manifest: Manifest, job: Job) -> Run:
     if manifest.n_scanned != prepared.manifest.n_scanned:
         raise ToolkitError("files were lost from the account: please report this")
     metrics = metrics_of(manifest, scores, clock, strategy=plan.strategy, backbone=plan.backbone)
-    metrics = {**metrics, "val_chose": chosen_by_val, "folds": folds}
+    metrics = {**metrics, "val_chose": chosen_by_val, "folds": folds, "diagnosis": _diagnosis(folder, manifest, plan)}
     folder.write(METRICS, metrics)  # from here on the run is finished, whatever becomes of its pictures
     if job.options.pictures:
         from toolkit.tasks.pictures import Images, draw_run
@@ -155,6 +158,13 @@ def _go(folder: RunFolder, manifest: Manifest, job: Job) -> Run:
         draw_run(folder, model, plan, images, prepared.probe if plan.strategy == "head" else None, job.device)
     folder.drop_checkpoints()
     return Run(folder.path, prepared.plan, metrics)
+
+
+def _diagnosis(folder: RunFolder, manifest: Manifest, plan: TransferPlan) -> str | None:
+    """Return what the course of the training says."""
+    judges = None if plan.verdict is None else plan.verdict["n"] // max(1, plan.verdict["trials"])
+    blended = plan.recipe is not None and bool(plan.recipe.mixup or plan.recipe.cutmix)
+    return diagnosis_of(folder, n_val=len(manifest.rows(VAL)), n_judges=judges, blended=blended)
 
 
 def _as_it_is(folder: RunFolder) -> Run:
@@ -172,8 +182,11 @@ def _train(folder: RunFolder, prepared: Prepared, job: Job) -> tuple[TrainedMode
             network = TransferNetwork(job.backbone, prepared.chosen.head, spec, taps=prepared.plan.taps)
             failures: dict[int, str] = {}
         else:
+            from toolkit.tasks.find_rate import with_rate
             from toolkit.tasks.tail import train_tail
 
+            prepared = with_rate(folder, prepared, job)
+            plan = prepared.plan
             tail = train_tail(folder, prepared, job)
             network, failures = tail.network, tail.failures
             plan = replace(plan, verdict=None if tail.verdict is None else tail.verdict.to_dict())

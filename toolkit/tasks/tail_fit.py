@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from toolkit.artifacts.run_folder import AGAIN, START
+from toolkit.artifacts.run_folder import AGAIN, START, TENSORBOARD
 from toolkit.data.datamodule import OTHER_DATA, ImageFolderData
 from toolkit.data.manifest import TRAIN, VAL, Manifest
 from toolkit.errors import ArtifactError
@@ -23,6 +23,7 @@ from toolkit.tasks.job import Job, worker_count
 from toolkit.tasks.prepare import Prepared
 from toolkit.training.collapse import CollapsedError
 from toolkit.training.depthwise import quick_depthwise
+from toolkit.training.finite import NonFiniteError
 from toolkit.training.fit import FitSettings, fit
 from toolkit.training.groups import parameter_groups, rates_table
 from toolkit.training.mixing import State, load_state, put_mixture, trained_state
@@ -62,7 +63,8 @@ def fit_from_start(
     """Train from the starting weights in the phase's folder and leave a mixture, `share` of it the end, in the module.
 
     After a collapse it begins again with a tenth of the rates; after a second one the module has the weights that it
-    began with.
+    began with. A loss that is no number counts as one, but for two cases, which end the run: single images are the
+    cause, or a person has set the rate, which is theirs to mend; resumed, it begins again with a tenth of it.
     """
     start, row = read_start(phase.folder, prepared.manifest)
     data = make_data(prepared, phase.manifest, job)
@@ -76,7 +78,9 @@ def fit_from_start(
         module.recipe = replace(recipe, lr=recipe.lr * factor)
         try:
             run_fit(module, data, replace(phase, folder=folder), prepared, job, row=row, start=start)
-        except CollapsedError as error:
+        except (CollapsedError, NonFiniteError) as error:
+            if isinstance(error, NonFiniteError) and (error.by_image or (job.options.sets("lr") and folder != again)):
+                raise _with_way_on(error, phase, again) from error
             outcome = "the head stays" if folder == again else f"it begins again with {SMALLER_RATE:g} of the rates"
             say(f"note: {error}; {outcome}")
             module.cpu()
@@ -86,6 +90,15 @@ def fit_from_start(
         return Fitted(data.failures, end, factor)
     load_state(module.network, start)
     return Fitted(data.failures, None, rate * SMALLER_RATE)
+
+
+def _with_way_on(error: NonFiniteError, phase: Phase, again: Path) -> NonFiniteError:
+    """Return the error with what a resume would do, and see to it that it does."""
+    onwards = "then --resume goes on"
+    if not error.by_image:
+        again.mkdir(exist_ok=True)
+        onwards = f"--resume begins again with {SMALLER_RATE:g} of the rates"
+    return NonFiniteError(f"{error}; {onwards}: {phase.history.parent}", by_image=error.by_image)
 
 
 def write_start(folder: Path, module: TransferModule, manifest: Manifest, row: dict[str, float] | None) -> None:
@@ -176,12 +189,19 @@ def run_fit(
         clip=1.0 if options.clip is None else options.clip,
         patience=phase.patience,
         start=start,
+        track=_events(phase) if options.track else None,
     )
     in_full = settings.precision == "32-true"  # in half precision folding is less exact than the norm
     trained = module.network.stages[module.network.spec.cut :]
     with module.network.folded() if in_full else nullcontext(), quick_depthwise(trained):
         torch.manual_seed(options.seed)
         fit(module, data, settings, folder=phase.folder, history=phase.history, device=job.device, row=row)
+
+
+def _events(phase: Phase) -> Path:
+    """Return where the event files of a training go."""
+    again = f"_{AGAIN}" if phase.folder.name == AGAIN else ""
+    return phase.history.parent / TENSORBOARD / f"{phase.history.stem}{again}"
 
 
 def _workers(prepared: Prepared, job: Job) -> int:

@@ -55,6 +55,14 @@ def blend(inputs: Tensor | Activations, layout: Layout, *, mixup: float, cutmix:
     return Blend(Activations(at_cut, pooled), partners, kept)
 
 
+def taken(inputs: Tensor | Activations, part: slice) -> Tensor | Activations:
+    """Return some of a batch's images, or of the Activations of them."""
+    if isinstance(inputs, Tensor):
+        return inputs[part]
+    at_cut = None if inputs.at_cut is None else inputs.at_cut[part]
+    return Activations(at_cut, tuple(pooled[part] for pooled in inputs.pooled))
+
+
 def _mixed(values: Tensor, partners: Tensor, kept: float) -> Tensor:
     values = values.float()  # stored in half precision or not, it is blended in single
     return torch.lerp(values[partners.to(values.device)], values, kept)

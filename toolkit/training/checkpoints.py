@@ -73,6 +73,7 @@ class Checkpoints(Callback):
     def __init__(self, folder: Path, stop: StopRequest) -> None:
         self.folder = folder
         self.stop = stop
+        self.saved_step: int | None = None  # of the checkpoint that is there
         self._saved_at = time.monotonic()
         self._pending: dict[str, Any] | None = None
 
@@ -87,6 +88,8 @@ class Checkpoints(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the signals back: the Trainer's own handler ends a run in mid-step or mid-validation, unsaved."""
         self.stop.listen()
+        if (self.folder / LAST).exists():
+            self.saved_step = trainer.global_step
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Restore the random state once, right before the first resumed step."""
@@ -111,6 +114,7 @@ class Checkpoints(Callback):
 
     def _save(self, trainer: Trainer) -> None:
         trainer.save_checkpoint(self.folder / LAST)
+        self.saved_step = trainer.global_step
         self._saved_at = time.monotonic()
         if self.stop.signal_number is not None:
             raise Interrupted(self.stop.signal_number, f"stopped after step {trainer.global_step}; checkpoint saved")

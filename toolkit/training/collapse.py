@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Iterable
 from typing import Any
@@ -24,13 +23,13 @@ class CollapsedError(ToolkitError):
 
 
 class CollapseGuard(Callback):
-    """Raises CollapsedError where training loses half of what the start could do, or the loss is no number.
+    """Raises CollapsedError where training loses half of what the start could do.
 
     What it can do is its skill on training batches, (accuracy − 1/C) / (1 − 1/C): 0 for guessing among C classes, 1
     for perfection. The last WINDOW_IMAGES (or the few more that make whole batches) are held against the FIRST_IMAGES.
     Those may have been easier, clean views that the head was made of; so where the skill seems lost, the starting
     weights are asked about the next FIRST_IMAGES as well, and only what they still know is lost. A start with less than
-    LEAST_SKILL has nothing to lose: only its loss is watched.
+    LEAST_SKILL has nothing to lose.
 
     start: of `trained_state`; None to ask nobody.
     """
@@ -60,8 +59,6 @@ class CollapseGuard(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Look at a batch's loss and hits."""
-        if not math.isfinite(float(outputs["loss_sum"])):
-            raise CollapsedError(f"the loss was {float(outputs['loss_sum'])} after step {trainer.global_step}")
         pair = (float(outputs["hits"]), float(outputs["size"]))
         if _images(self._first) < FIRST_IMAGES:
             self._first.append(pair)

@@ -21,16 +21,19 @@ from toolkit.hardware import true_float32
 from toolkit.training.best import BestWeights
 from toolkit.training.checkpoints import LAST, Checkpoints, WholeCheckpointIO
 from toolkit.training.collapse import CollapsedError, CollapseGuard
+from toolkit.training.finite import FiniteGuard, NonFiniteError, NotFinite
 from toolkit.training.history import History, StepProgress
 from toolkit.training.mixing import State
 from toolkit.training.signals import stop_on_signals
+from toolkit.training.track import Track
 
 
 @dataclass(frozen=True)
 class FitSettings:
     """How the Trainer runs: epochs ≥ 1, a resolved precision, gradient accumulation ≥ 1, clipping by norm or None,
     early stopping after `patience` epochs without a lower validation loss, or never. start: weights (`trained_state`)
-    that know something already; if training loses that, CollapsedError ends it."""
+    that know something already; if training loses that, CollapsedError ends it. track: where TensorBoard's event files
+    go, if any are wanted."""
 
     epochs: int
     precision: str
@@ -38,6 +41,7 @@ class FitSettings:
     clip: float | None = 1.0
     patience: int | None = None
     start: State | None = None
+    track: Path | None = None
 
 
 def fit(
@@ -55,19 +59,23 @@ def fit(
     module: its training_step returns loss_sum, hits and size (see `History`), and its part `network` is what early
     stopping keeps and gives back. folder: where checkpoints live. history: the CSV to publish. row: val_loss and
     val_accuracy of the starting weights, where they are known. Raises Interrupted after SIGINT or SIGTERM, once a
-    checkpoint is on the disk.
+    checkpoint is on the disk, and NonFiniteError before a step whose loss or gradient is no number.
     """
     checkpoint = folder / LAST
     validates = len(data.manifest.rows(VAL)) > 0
     with stop_on_signals() as stop, _quiet(), true_float32():
-        callbacks: list[Callback] = [StepProgress(), History(history, row)]
+        guard, checkpoints = FiniteGuard(data, history.parent), Checkpoints(folder, stop)
+        rows = History(history, row)
+        callbacks: list[Callback] = [StepProgress(), guard, rows]
+        if settings.track is not None:
+            callbacks.append(Track(settings.track, rows))
         if settings.start is not None:
             callbacks.append(CollapseGuard(len(data.manifest.classes), settings.start))
         best = None
         if settings.patience is not None and validates:
             best = BestWeights(folder, settings.patience, (row or {}).get("val_loss", math.inf))
             callbacks.append(best)
-        callbacks.append(Checkpoints(folder, stop))  # last: it saves the state of the others
+        callbacks.append(checkpoints)  # last: it saves the state of the others
         trainer = Trainer(
             accelerator={"cuda": "gpu"}.get(device.type, device.type),
             devices=[device.index or 0] if device.type == "cuda" else 1,
@@ -87,10 +95,15 @@ def fit(
         )
         try:
             trainer.fit(module, data, ckpt_path=checkpoint if checkpoint.exists() else None, weights_only=True)
-        except CollapsedError as error:
-            if stop.signal_number is None:
+        except (CollapsedError, NotFinite) as error:
+            if stop.signal_number is not None:
+                raise Interrupted(stop.signal_number, "stopped; the last checkpoint is kept") from error
+            if guard.error is None:
                 raise
-            raise Interrupted(stop.signal_number, "stopped; the last checkpoint is kept") from error
+            kept = "there was no checkpoint yet"
+            if checkpoints.saved_step is not None:
+                kept = f"the checkpoint of step {checkpoints.saved_step} is kept"
+            raise NonFiniteError(f"{guard.error}; {kept}", by_image=guard.error.by_image) from error
         if best is not None:
             best.put_back(module)
         if stop.signal_number is not None:  # it came after the last save

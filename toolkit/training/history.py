@@ -14,7 +14,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from toolkit.progress import Counter, counting, say
 from toolkit.storage import publish_text
-from toolkit.training.updates import UpdateRatios
+from toolkit.training.diagnosis import in_short
+from toolkit.training.updates import GradientNorms, UpdateRatios
 
 COLUMNS = ("epoch", "step", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr_head", "seconds")
 SUMS = ("loss_sum", "hits", "size")
@@ -24,7 +25,8 @@ class History(Callback):
     """Collects a row an epoch, publishes the file each time, prints the row, and survives a resume.
 
     Row 0 is the head that fine-tuning starts from, where there is one. A module that has `updates` (`UpdateRatios`)
-    adds a column for each part of the network: update_head, update_stage_6 …
+    adds a column for each part of the network: update_head, update_stage_6 …; one that has `gradients`
+    (`GradientNorms`) the column gradient_norm.
     """
 
     def __init__(self, path: Path, start: dict[str, float] | None = None) -> None:
@@ -67,8 +69,9 @@ class History(Callback):
         row |= {key: metrics[key] for key in ("val_loss", "val_accuracy") if key in metrics}
         self.sums = dict.fromkeys(SUMS, 0.0)
         row |= {"lr_head": float(trainer.optimizers[0].param_groups[-1]["lr"]), "seconds": round(self._seconds(), 2)}
-        if isinstance(updates := getattr(pl_module, "updates", None), UpdateRatios):
-            row |= updates.take()
+        for watch in (getattr(pl_module, name, None) for name in ("updates", "gradients")):
+            if isinstance(watch, UpdateRatios | GradientNorms):
+                row |= watch.take()
         self.rows.append(row)
         self._publish()
         say(_line(row))
@@ -94,7 +97,7 @@ def _cell(value: Any) -> Any:
 
 def _line(row: dict[str, Any]) -> str:
     shown = [f"{key.replace('_', ' ')} {row[key]:.4f}" for key in COLUMNS[2:6] if row.get(key) is not None]
-    return f"epoch {row['epoch']}: " + ", ".join(shown)
+    return f"epoch {row['epoch']}: " + ", ".join([*shown, *filter(None, [in_short(row)])])
 
 
 class StepProgress(Callback):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,13 +23,14 @@ from toolkit.features.prefix import Activations
 from toolkit.heads.linear import LinearHead
 from toolkit.plan import FreezeSpec, Recipe, partial_cut
 from toolkit.training.average import WeightAverage
-from toolkit.training.blend import Blend, blend
+from toolkit.training.blend import Blend, blend, taken
 from toolkit.training.drop_path import set_drop_path
 from toolkit.training.groups import parameter_groups
 from toolkit.training.network import TransferNetwork
 from toolkit.training.schedule import rate_factors
+from toolkit.training.split_steps import SplitSteps
 from toolkit.training.trained import TrainedModel
-from toolkit.training.updates import UpdateRatios
+from toolkit.training.updates import GradientNorms, UpdateRatios
 
 Labelled = tuple[Tensor | Activations, Tensor]  # a batch
 
@@ -82,6 +85,8 @@ class TransferModule(LightningModule):
         weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
         self.register_buffer("class_weights", weights, persistent=False)
         self.updates = UpdateRatios()
+        self.gradients = GradientNorms()
+        self._steps = SplitSteps(())
         self.accuracies = nn.ModuleDict(
             {f"{split}_accuracy": MulticlassAccuracy(max(2, n_classes), average="micro") for split in ("val", "test")}
         )
@@ -110,11 +115,14 @@ class TransferModule(LightningModule):
             if "average" in self._loaded:
                 self._average.load_state_dict(self._loaded["average"])
         self.updates = UpdateRatios(self._loaded.get("updates"))
+        self.gradients = GradientNorms(self._loaded.get("gradients"))
+        self._steps = SplitSteps(self.network.parameters(), self._loaded.get("at_once"))
         self._loaded = {}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what is neither weight nor the optimizer's."""
-        checkpoint["learning"] = {"updates": self.updates.state_dict()}
+        checkpoint["learning"] = {"updates": self.updates.state_dict(), "gradients": self.gradients.state_dict()}
+        checkpoint["learning"]["at_once"] = self._steps.at_once
         if self._average is not None:
             checkpoint["learning"]["average"] = self._average.state_dict()
 
@@ -141,22 +149,53 @@ class TransferModule(LightningModule):
         if self._average is not None:
             self._average.learn()
         whole = self._blended(inputs, labels)
-        if len(labels) == 1:
-            with self.network.fixed_statistics():
-                scores = self.network(whole.inputs)
-        else:
-            scores = self.network(whole.inputs)
-        loss = self._loss(scores, labels)
-        if whole.kept < 1:
-            loss = whole.kept * loss + (1 - whole.kept) * self._loss(scores, labels[whole.partners.to(labels.device)])
-        guesses = scores.argmax(dim=1)
-        hits = (guesses == labels).sum()
-        if whole.kept < 1:  # of a blend both labels are right, each as far as its image is in it
-            hits = whole.kept * hits + (1 - whole.kept) * (guesses == labels[whole.partners.to(labels.device)]).sum()
+        loss, hits = self._steps.forward(
+            len(labels),
+            lambda part: self._learn(whole, labels, part),
+            self._add_gradients,
+            begins=batch_idx % self._accumulated() == 0,
+        )
         size = torch.tensor(float(len(labels)))
         values = {"train_loss": loss.detach(), "train_accuracy": hits / size}
         self.log_dict(values, on_step=False, on_epoch=True, batch_size=len(labels), sync_dist=True)
         return {"loss": loss, "loss_sum": loss.detach() * size, "hits": hits, "size": size}
+
+    def _learn(self, whole: Blend, labels: Tensor, part: slice) -> tuple[Tensor, Tensor]:
+        """Return the share that a part of a batch has in its mean loss, and hits; of a blend both labels are right,
+        each as far as its image is in it."""
+        inputs, own, kept = taken(whole.inputs, part), labels[part], whole.kept
+        with self.network.fixed_statistics() if len(own) == 1 else nullcontext():
+            scores = self.network(inputs)
+        of = None if len(own) == len(labels) else labels
+        loss, guesses = self._loss(scores, own, of), scores.argmax(dim=1)
+        hits = (guesses == own).sum()
+        if kept < 1:
+            partners = labels[whole.partners.to(labels.device)]
+            loss = kept * loss + (1 - kept) * self._loss(scores, partners[part], None if of is None else partners)
+            hits = kept * hits + (1 - kept) * (guesses == partners[part]).sum()
+        return loss, hits
+
+    def _add_gradients(self, loss: Tensor) -> None:
+        """Go backward from a part of a batch as the Trainer does from a whole one."""
+        self.trainer.strategy.backward(loss / self._accumulated(), None)
+
+    def _accumulated(self) -> int:
+        """Return how many batches make a step; one where nobody trains it."""
+        return 1 if self._trainer is None else self._trainer.accumulate_grad_batches
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Add the gradients of a loss to the parameters', in parts where memory runs out."""
+        plain = partial(super().backward, loss, *args, **kwargs)
+        self._steps.backward(loss, plain, self._add_gradients)
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
+        """Forget the gradients of the last step, unless those of this one are there already."""
+        if not self._steps.has_gradients:
+            optimizer.zero_grad()
+
+    def batch_loss(self, inputs: Tensor | Activations, labels: Tensor) -> Tensor:
+        """Return the loss of a batch as a step of training has it, blends and all."""
+        return self._learn(self._blended(inputs, labels), labels, slice(None))[0]
 
     def _blended(self, inputs: Tensor | Activations, labels: Tensor) -> Blend:
         mixup, cutmix = self.recipe.mixup, self.recipe.cutmix
@@ -164,9 +203,13 @@ class TransferModule(LightningModule):
             return Blend(inputs, labels, 1.0)
         return blend(self.network.before_tail(inputs), self.backbone.layout, mixup=mixup, cutmix=cutmix)
 
-    def _loss(self, scores: Tensor, labels: Tensor) -> Tensor:
-        smoothing = self.recipe.label_smoothing
-        return F.cross_entropy(scores.float(), labels, weight=self.class_weights, label_smoothing=smoothing)
+    def _loss(self, scores: Tensor, labels: Tensor, of: Tensor | None = None) -> Tensor:
+        """Return the mean loss, or what these images add to the mean over a whole batch with the labels `of`."""
+        smoothing, weights = self.recipe.label_smoothing, self.class_weights
+        if of is None:
+            return F.cross_entropy(scores.float(), labels, weight=weights, label_smoothing=smoothing)
+        loss = F.cross_entropy(scores.float(), labels, weight=weights, label_smoothing=smoothing, reduction="sum")
+        return loss / (len(of) if weights is None else weights[of].sum())
 
     def validation_step(self, batch: Labelled, batch_idx: int) -> None:
         """Log the plain cross-entropy and the accuracy of a batch."""
@@ -180,18 +223,24 @@ class TransferModule(LightningModule):
         """Return what `save_model` saves; classes: names in the order of the labels."""
         return TrainedModel.of(self.network, self.backbone, tuple(classes), max_pixels)
 
-    def configure_optimizers(self) -> Any:
-        """Return the optimizer over all groups and the warm-up-and-cosine schedule by steps."""
+    def make_optimizer(self, *, fused: bool = True) -> torch.optim.Optimizer:
+        """Return the recipe's optimizer over all groups, at their full rates.
+
+        fused: whether AdamW may do all parameters in one pass, which is exact on a CPU alone.
+        """
         recipe = self.recipe
         pulled = recipe.decay_towards == "start"  # then the decay is ours: see optimizer_step
         groups = parameter_groups(self.network, replace(recipe, weight_decay=0.0) if pulled else recipe)
-        optimizer: torch.optim.Optimizer
         if recipe.optimizer == "sgd":
-            optimizer = torch.optim.SGD(groups, lr=recipe.lr, momentum=0.9, nesterov=True)
-        else:
-            # Lightning clips no gradients of a fused optimizer in mixed precision
-            fused = True if self.device.type == "cpu" and self.trainer.precision == "32-true" else None
-            optimizer = torch.optim.AdamW(groups, lr=recipe.lr, fused=fused)
+            return torch.optim.SGD(groups, lr=recipe.lr, momentum=0.9, nesterov=True)
+        return torch.optim.AdamW(groups, lr=recipe.lr, fused=True if fused and self.device.type == "cpu" else None)
+
+    def configure_optimizers(self) -> Any:
+        """Return the optimizer over all groups and the warm-up-and-cosine schedule by steps."""
+        recipe = self.recipe
+        # Lightning clips no gradients of a fused optimizer in mixed precision
+        optimizer = self.make_optimizer(fused=self.trainer.precision == "32-true")
+        groups = optimizer.param_groups
         total, epochs = int(self.trainer.estimated_stepping_batches), self.trainer.max_epochs or 0
         if epochs < 1 and recipe.unfreeze:
             raise SettingError("unfreeze counts epochs: give the Trainer max_epochs")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
+from torch import Tensor, nn
 
 SAMPLES = 5  # steps of an epoch that are measured
 ENDLESS = 500  # batches that count as an epoch where nobody knows how long one is
@@ -50,3 +52,35 @@ class UpdateRatios:
     def state_dict(self) -> dict[str, list[float]]:
         """Return what was measured since the last `take`."""
         return {name: list(values) for name, values in self._found.items()}
+
+
+class GradientNorms:
+    """The norm of the whole gradient at each step of an epoch, before it is clipped.
+
+    Of an epoch the median is told: its largest is that of an odd batch, which the clip takes care of, and the median
+    says how much of the steps the clip shortens.
+    """
+
+    def __init__(self, found: Iterable[float] | None = None) -> None:
+        self._found = list(found or ())
+
+    def note(self, norm: float) -> None:
+        """Add a step's; one that is no number, which mixed precision skips, does not count."""
+        if math.isfinite(norm):
+            self._found.append(norm)
+
+    def take(self) -> dict[str, float]:
+        """Return the median since the last call, and begin anew."""
+        median = {"gradient_norm": statistics.median(self._found)} if self._found else {}
+        self._found = []
+        return median
+
+    def state_dict(self) -> list[float]:
+        """Return what was noted since the last `take`."""
+        return list(self._found)
+
+
+def gradient_norm(parameters: Iterable[nn.Parameter]) -> float:
+    """Return the L2 norm of all gradients together; inf or nan where one is."""
+    gradients: list[Tensor] = [p.grad for p in parameters if p.grad is not None]
+    return float(torch.nn.utils.get_total_norm(gradients)) if gradients else 0.0
