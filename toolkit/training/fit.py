@@ -19,6 +19,7 @@ from toolkit.data.manifest import VAL
 from toolkit.errors import Interrupted
 from toolkit.hardware import true_float32
 from toolkit.training.best import BestWeights
+from toolkit.training.brief import StopAtOnce
 from toolkit.training.checkpoints import LAST, Checkpoints, WholeCheckpointIO
 from toolkit.training.collapse import CollapsedError, CollapseGuard
 from toolkit.training.history import History, StepProgress
@@ -30,7 +31,8 @@ from toolkit.training.signals import stop_on_signals
 class FitSettings:
     """How the Trainer runs: epochs ≥ 1, a resolved precision, gradient accumulation ≥ 1, clipping by norm or None,
     early stopping after `patience` epochs without a lower validation loss, or never. start: weights (`trained_state`)
-    that know something already; if training loses that, CollapsedError ends it."""
+    that know something already; if training loses that, CollapsedError ends it. brief: nothing is written and nothing
+    said, and a signal ends it at once: for a training that is done again rather than gone on with."""
 
     epochs: int
     precision: str
@@ -38,6 +40,7 @@ class FitSettings:
     clip: float | None = 1.0
     patience: int | None = None
     start: State | None = None
+    brief: bool = False
 
 
 def fit(
@@ -60,14 +63,15 @@ def fit(
     checkpoint = folder / LAST
     validates = len(data.manifest.rows(VAL)) > 0
     with stop_on_signals() as stop, _quiet(), true_float32():
-        callbacks: list[Callback] = [StepProgress(), History(history, row)]
+        callbacks: list[Callback] = [] if settings.brief else [StepProgress(), History(history, row)]
         if settings.start is not None:
             callbacks.append(CollapseGuard(len(data.manifest.classes), settings.start))
         best = None
         if settings.patience is not None and validates:
             best = BestWeights(folder, settings.patience, (row or {}).get("val_loss", math.inf))
             callbacks.append(best)
-        callbacks.append(Checkpoints(folder, stop))  # last: it saves the state of the others
+        # last: it saves the state of the others
+        callbacks.append(StopAtOnce(stop) if settings.brief else Checkpoints(folder, stop))
         trainer = Trainer(
             accelerator={"cuda": "gpu"}.get(device.type, device.type),
             devices=[device.index or 0] if device.type == "cuda" else 1,
