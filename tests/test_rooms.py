@@ -35,6 +35,7 @@ ROOMS += [
     "experiments",
     "baselines",
     "evaluation",
+    "tuning",
     "artifacts",
     "tasks",
     "help_text",

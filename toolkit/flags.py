@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 _NO_NUMBERS = {"nan": ".nan", "inf": ".inf", "-inf": "-.inf"}  # as YAML spells them
 # Return types name classes whose modules import torch; as annotations of flags they are never looked at.
-_NO_TORCH: dict[str, Any] = dict.fromkeys(("BaselineRun", "NotesReport", "CacheReport", "Run", "TransferPlan"), object)
+_RESULTS = ("BaselineRun", "NotesReport", "CacheReport", "Run", "SearchReport", "TransferPlan")
+_NO_TORCH: dict[str, Any] = dict.fromkeys(_RESULTS, object)
 
 
 @dataclass(frozen=True)

@@ -125,7 +125,12 @@ def _go(
         say(f"note: {remark}")
     say(f"{options.model} on {options.on}: {examples.inputs}")
     with clock.part("fit"):
-        body = _neighbours(examples, options) if options.model in NEIGHBOURS else _trained(folder, examples, options)
+        body: Body
+        if options.model in NEIGHBOURS:
+            body = _neighbours(examples, options)
+        else:
+            settings = FitSettings(options.value("epochs"), "32-true", clip=None, patience=options.patience)
+            body = trained_net(examples, options, settings, folder.checkpoints, folder.path / HISTORY)
         model = _model(body, examples, options)
     with clock.part("evaluate"):
         predictions = _predicted(model, examples, options)
@@ -151,8 +156,10 @@ def _neighbours(examples: Examples, options: BaselineOptions) -> Neighbours:
     return Neighbours(examples.inputs.take(rows), labels, len(examples.manifest.classes), **settings)
 
 
-def _trained(folder: RunFolder, examples: Examples, options: BaselineOptions) -> CentredNet:
-    """Return the trained net, in float32; goes on from the run's checkpoint if there is one."""
+def trained_net(
+    examples: Examples, options: BaselineOptions, settings: FitSettings, folder: Path, history: Path
+) -> CentredNet:
+    """Return the trained net, in float32; goes on from the folder's checkpoint if there is one."""
     manifest, rows = examples.manifest, examples.manifest.rows(TRAIN)
     mean, scale = statistics(examples.inputs, rows)
     spec = NetSpec(
@@ -164,23 +171,18 @@ def _trained(folder: RunFolder, examples: Examples, options: BaselineOptions) ->
     )
     dtype = torch.float64 if options.value("precision") == "64-true" else torch.float32
     net = CentredNet(spec, mean, scale, seed=options.seed, dtype=dtype)
-    epochs, batch_size = options.value("epochs"), options.value("batch_size")
+    batch_size = options.value("batch_size")
     data = BaselineData(manifest, examples.inputs, batch_size=batch_size, seed=options.seed)
     module = BaselineModule(
         net,
-        total_steps=data.steps_an_epoch * epochs,
+        total_steps=data.steps_an_epoch * settings.epochs,
         batch_size=batch_size,
         **{key: options.value(key) for key in ("loss", "optimizer", "lr", "schedule", "l1", "l2")},
     )
     torch.manual_seed(options.seed)  # dropout
     with threads_for(net, batch_size):
         fit(
-            module,
-            data,
-            FitSettings(epochs, "32-true", clip=None, patience=options.patience),
-            folder=folder.checkpoints,
-            history=folder.path / HISTORY,
-            device=resolve_device(options.device),
+            module, data, settings, folder=folder, history=history, device=resolve_device(options.device)
         )
     return net.float()
 

@@ -81,7 +81,7 @@ def write_trial_starts(folder: RunFolder, tried: Sequence[Manifest], prepared: P
     All at once, though most runs need one: a run that is gone on with has no features to train a head on.
     """
     for name, manifest in zip(TRIAL_FOLDERS, tried, strict=False):
-        module = make_module(prepared, job, _head_without(manifest, prepared, job))
+        module = make_module(prepared, job, head_without(manifest, prepared, job))
         write_start(folder.checkpoints / name, module, prepared.manifest, None)
 
 
@@ -172,7 +172,7 @@ def _scores_of_mixtures(
     return tuple(torch.cat(found) for found in scores), torch.cat(labels)
 
 
-def _head_without(tried: Manifest, prepared: Prepared, job: Job) -> nn.Module:
+def head_without(tried: Manifest, prepared: Prepared, job: Job) -> nn.Module:
     """Return a head of the chosen kind on the chosen taps, trained without the images held out."""
     assert prepared.probe is not None
     plan, rows = prepared.plan, tried.rows(TRAIN)
