@@ -21,13 +21,13 @@ from toolkit.progress import say
 from toolkit.storage import TEMPORARY_PREFIX, publish_bytes, publish_json, publish_text, read_json
 from toolkit.tasks.apart import check_apart
 from toolkit.tasks.search_trials import Trials, open_trials
-from toolkit.tuning.gain import Gain
+from toolkit.tuning.gain import DEALS, Gain
 from toolkit.tuning.outcomes import Judged, Outcome, best_of, counts_of, spelled, trials_csv
 from toolkit.tuning.picture import draw_search
 from toolkit.tuning.samplers import Schedule
 from toolkit.tuning.space import described
 from toolkit.tuning.spaces import as_options
-from toolkit.tuning.study import JOURNAL, LOCKS, Study
+from toolkit.tuning.study import JOURNAL, LOCKS, Objective, Study
 
 BEST, TRIALS, SUMMARY, PICTURE = "best.yaml", "trials.csv", "search.json", "search.png"
 NOT_ABOUT = ("workers", "cache", "cache_dir")  # what changes no result
@@ -57,11 +57,10 @@ class SearchReport:
             f"{found['folds']} folds of {found['n_train']} training images",
             _line("default settings", found["default"], {}),
             _line("best", found["best"], found["best"]["options"]),
-            f"  the best of {trials['finished']} looks better than it is: some of it is luck",
         ]
         if found["again"] is not None:
             again = {key: value for key, value in found["again"].items() if key != "beyond_chance"}
-            lines.append(str(Gain(**again)))
+            lines += [f"  picked from {trials['trials']}, it looks better than it is", str(Gain(**again))]
         lines.append("validation and test images took no part: the run with these settings is scored on them")
         return "\n".join([*lines, f"search folder: {self.path}", "to train with them:", f"  {found['command']}"])
 
@@ -172,12 +171,13 @@ def _finished(
 def _again(ours: Trials, best: Outcome) -> Gain:
     """Return the gain of the best over the defaults on folds that are dealt anew."""
     say(f"the best, trial {best.number}, and the default settings are judged again on other folds")
-    objective = ours.redealt()
-    both = []
-    for options in (best.options, {}):
-        parts = [objective.judge(options, fold, False) for fold in range(objective.n_folds(False))]
-        both.append(Judged.joined(parts))
-    return Gain.of(*both)
+    objectives = [ours.redealt(number) for number in range(1, DEALS + 1)]
+    best_again, default_again = ([_all_folds(one, options) for one in objectives] for options in (best.options, {}))
+    return Gain.of(best_again, default_again)
+
+
+def _all_folds(objective: Objective, options: Mapping[str, Any]) -> Judged:
+    return Judged.joined([objective.judge(options, fold, False) for fold in range(objective.n_folds(False))])
 
 
 def _plain(options: Options | BaselineOptions) -> dict[str, Any]:
@@ -211,5 +211,6 @@ def _line(name: str, outcome: Mapping[str, Any], options: Mapping[str, Any]) -> 
     """Return a line on a trial of the summary."""
     if outcome["accuracy"] is None:
         return f"{name} (trial {outcome['number']}): could not be trained"
-    settings = "".join(f"\n  --{key} {spelled(value)}" for key, value in options.items())
-    return f"{name} (trial {outcome['number']}): accuracy {outcome['accuracy']:.3f} ± {outcome['se']:.3f}{settings}"
+    settings = ", ".join(f"{key} {spelled(value)}" for key, value in options.items())
+    first = f"{name} (trial {outcome['number']}): accuracy {outcome['accuracy']:.3f} ± {outcome['se']:.3f}"
+    return f"{first}\n  {settings}" if settings else first

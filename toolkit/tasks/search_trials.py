@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -26,7 +27,8 @@ from toolkit.tasks.search_head import HeadTrials
 from toolkit.tasks.search_tail import TailTrials
 from toolkit.tasks.stores import open_store
 from toolkit.tuning.space import Space
-from toolkit.tuning.spaces import baseline_space, head_space, tail_space
+from toolkit.training.drop_path import set_drop_path
+from toolkit.tuning.spaces import baseline_space, cuts_of, head_space, tail_space
 from toolkit.tuning.study import Objective
 
 MACHINE = ("device", "workers", "cache", "cache_dir")  # keys of best.yaml that are of this machine are left out
@@ -51,9 +53,9 @@ class Trials:
     defaults: Mapping[str, Any]
     seed: int
 
-    def redealt(self) -> Objective:
-        """Return the objective on other folds."""
-        return self.deal(self.seed + JUDGES_AGAIN)
+    def redealt(self, number: int) -> Objective:
+        """Return the objective on other folds: deal `number`, from 1."""
+        return self.deal(self.seed + number * JUDGES_AGAIN)
 
 
 @contextmanager
@@ -112,7 +114,11 @@ def _of_tail(
     data: str | os.PathLike[str], options: Options, given: Mapping[str, Any], n_folds: int, store: FeatureStore
 ) -> Trials:
     job, scanned = _job(data, options, store)
-    space = tail_space(options.strategy, job.backbone.stage_sizes(), options.optimizer, set(given))
+    sizes = job.backbone.stage_sizes()
+    latest = 0 if options.strategy == "full" else max(cuts_of(sizes)) if options.cut is None else options.cut
+    skippable = set_drop_path(copy.deepcopy(job.backbone.stages[latest:]), 0.0) > 0
+    fixed = {*given, *(() if skippable else ("drop_path",))}  # no use where nothing can be skipped
+    space = tail_space(options.strategy, sizes, options.optimizer, fixed)
     prepared: dict[tuple[Any, ...], Any] = {}
 
     def deal(seed: int) -> Objective:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import reduce
 from typing import Any
 
 import numpy as np
 
 from toolkit.tuning.outcomes import Judged
 
+DEALS = 2
 SURE = 2.0  # standard errors that a gain must have, as a fine-tuning must
 
 
@@ -18,7 +21,8 @@ class Gain:
     error, image by image.
 
     The best of many trials looks better than it is, for it was picked by the luck of its folds as well. Here both are
-    trained and judged again on other folds. The images are the same ones, so a little of the luck may be left.
+    trained and judged again on other folds, dealt anew DEALS times. The images are the same ones, so a little of the
+    luck may be left.
     """
 
     best: float
@@ -28,10 +32,12 @@ class Gain:
     n: int
 
     @staticmethod
-    def of(best: Judged, default: Judged) -> Gain:
-        """Return the gain on the images that both were judged by."""
-        images = np.intersect1d(best.images, default.images)
-        ours, theirs = (one.right[np.isin(one.images, images)].astype(float) for one in (best, default))
+    def of(best: Sequence[Judged], default: Sequence[Judged]) -> Gain:
+        """Return the gain over the deals of folds, on the images that were judged in all of them."""
+        images = reduce(np.intersect1d, (one.images for one in (*best, *default)))
+        ours, theirs = (
+            np.mean([one.right[np.isin(one.images, images)] for one in deals], axis=0) for deals in (best, default)
+        )
         difference = ours - theirs
         se = float(difference.std(ddof=1) / len(images) ** 0.5) if len(images) > 1 else 0.0
         return Gain(float(ours.mean()), float(theirs.mean()), float(difference.mean()), se, len(images))
