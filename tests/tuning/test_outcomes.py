@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -48,6 +49,12 @@ def test_the_best_is_of_full_length_finished_and_the_earliest_of_equals() -> Non
     assert best_of(trials) is trials[4]
     assert best_of(trials[1:4]) is None
     assert counts_of(trials) == {"trials": 6, "finished": 4, "pruned": 1, "failed": 1}
+
+
+def test_of_those_within_half_a_standard_error_the_likeliest_is_best() -> None:
+    trials = [replace(outcome(n, 0.7 - 0.003 * n), nll=1.0 - 0.1 * n) for n in range(4)]
+    assert [one.se for one in trials] == [0.01] * 4
+    assert best_of(trials) is trials[1], "0.697 is within 0.005 of 0.7, 0.694 is not"
 
 
 def test_the_table_has_a_row_a_trial_and_the_defaults_where_nothing_was_set() -> None:
