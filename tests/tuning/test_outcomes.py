@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from toolkit.tuning.gain import Gain
-from toolkit.tuning.outcomes import Judged, Outcome, best_of, counts_of, trials_csv
+from toolkit.tuning.outcomes import Judged, Outcome, best_of, best_values, counts_of, trials_csv
 
 
 def judged(right: list[int], nll: float = 1.0, first: int = 0) -> Judged:
@@ -64,17 +64,21 @@ def test_the_table_has_a_row_a_trial_and_the_defaults_where_nothing_was_set() ->
     assert (rows[0]["score"], rows[1]["score"], rows[1]["state"]) == ("0.5", "", "failed")
 
 
-def test_the_gain_is_paired_by_image_over_the_deals() -> None:
-    better = [judged([1, 1, 1, 0]), judged([1, 1, 0, 0])]
-    default = [judged([1, 0, 0, 0]), judged([1, 1, 0, 0])]
-    found = Gain.of(better, default)
-    assert (found.best, found.default, found.n) == (0.625, 0.375, 4)
-    assert found.gain == 0.25 and found.se == pytest.approx(np.std([0, 0.5, 0.5, 0], ddof=1) / 2)
+def test_the_gain_is_paired_by_image() -> None:
+    found = Gain.of(judged([1, 1, 1, 0]), judged([1, 0, 0, 1]))
+    assert (found.best, found.default, found.n) == (0.75, 0.5, 4)
+    assert found.gain == 0.25 and found.se == pytest.approx(np.std([0, 1, 1, -1], ddof=1) / 2)
     assert not found.is_sure and "could be chance" in str(found)
 
 
-def test_a_gain_is_judged_by_images_that_all_have() -> None:
-    found = Gain.of([judged([1, 1, 1], first=1)], [judged([0, 0, 0])])
+def test_a_gain_is_judged_by_images_that_both_have() -> None:
+    found = Gain.of(judged([1, 1, 1], first=1), judged([0, 0, 0]))
     assert found.n == 2 and found.gain == 1.0
     assert found.is_sure and "beyond chance" in str(found)
-    assert "the default settings stay" in str(Gain.of([judged([1, 0])], [judged([1, 1])]))
+    assert "the default settings stay" in str(Gain.of(judged([1, 0]), judged([1, 1])))
+
+
+def test_the_largest_values_are_of_different_options() -> None:
+    trials = [outcome(n, value) for n, value in enumerate((0.5, 0.7, 0.8, 0.8))]
+    twin = replace(trials[2], number=4)
+    assert [one.number for one in best_values([*trials, twin], 3)] == [2, 3, 1]

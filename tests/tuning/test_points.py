@@ -53,7 +53,10 @@ def test_a_box_of_one_point_is_that_point() -> None:
     assert region.at(np.array([0.9, 0.5])) == pytest.approx([0.25, 0.625])
 
 
-@pytest.mark.parametrize(("n", "levels"), [(1, (1, 1, 1)), (2, (2, 1, 1)), (8, (2, 2, 2)), (29, (3, 3, 3)), (64, (4, 4, 4)), (1000, (16, 15, 4))])
+@pytest.mark.parametrize(
+    ("n", "levels"),
+    [(1, (1, 1, 1)), (2, (2, 1, 1)), (8, (2, 2, 2)), (29, (3, 3, 3)), (64, (4, 4, 4)), (1000, (16, 15, 4))],
+)
 def test_levels_of_a_grid(n: int, levels: tuple[int, ...]) -> None:
     assert grid_levels(SPACE, n) == levels
     assert math.prod(levels) <= n

@@ -74,4 +74,7 @@ def test_cuts_train_weights_and_are_cuts() -> None:
 def test_layers_halve() -> None:
     assert as_options({"width": 100, "depth": 3})["hidden"] == [100, 50, 25]
     assert as_options({"width": 16, "depth": 3})["hidden"] == [16, 8, 8]
-    assert as_options({"last": 6, "count": 3})["taps"] == [4, 5, 6] and as_options({"last": 1, "count": 8})["taps"] == [0, 1]
+    assert as_options({"last": 6, "count": 3})["taps"] == [4, 5, 6] and as_options({"last": 1, "count": 8})["taps"] == [
+        0,
+        1,
+    ]

@@ -181,9 +181,7 @@ def trained_net(
     )
     torch.manual_seed(options.seed)  # dropout
     with threads_for(net, batch_size):
-        fit(
-            module, data, settings, folder=folder, history=history, device=resolve_device(options.device)
-        )
+        fit(module, data, settings, folder=folder, history=history, device=resolve_device(options.device))
     return net.float()
 
 

@@ -44,9 +44,7 @@ def folds_of(manifest: Manifest, n_folds: int, seed: int) -> NDArray[np.int64]:
     return folds
 
 
-def without_fold(
-    manifest: Manifest, folds: NDArray[np.int64], fold: int, *, judging: bool = False
-) -> Manifest:
+def without_fold(manifest: Manifest, folds: NDArray[np.int64], fold: int, *, judging: bool = False) -> Manifest:
     """Return the Manifest with the other folds as TRAIN and all else as TEST, without labels: nobody watches the fold
     while something is trained. judging: the fold is VAL, for those who read its images."""
     trained = (folds >= 0) & (folds != fold)

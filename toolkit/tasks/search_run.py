@@ -21,13 +21,14 @@ from toolkit.progress import say
 from toolkit.storage import TEMPORARY_PREFIX, publish_bytes, publish_json, publish_text, read_json
 from toolkit.tasks.apart import check_apart
 from toolkit.tasks.search_trials import Trials, open_trials
-from toolkit.tuning.gain import DEALS, Gain
-from toolkit.tuning.outcomes import Judged, Outcome, best_of, counts_of, spelled, trials_csv
+from toolkit.tuning.final import play_final
+from toolkit.tuning.gain import Gain
+from toolkit.tuning.outcomes import Outcome, counts_of, spelled, trials_csv
 from toolkit.tuning.picture import draw_search
 from toolkit.tuning.samplers import Schedule
 from toolkit.tuning.space import described
 from toolkit.tuning.spaces import as_options
-from toolkit.tuning.study import JOURNAL, LOCKS, Objective, Study
+from toolkit.tuning.study import JOURNAL, LOCKS, Study
 
 BEST, TRIALS, SUMMARY, PICTURE = "best.yaml", "trials.csv", "search.json", "search.png"
 NOT_ABOUT = ("workers", "cache", "cache_dir")  # what changes no result
@@ -58,9 +59,9 @@ class SearchReport:
             _line("default settings", found["default"], {}),
             _line("best", found["best"], found["best"]["options"]),
         ]
-        if found["again"] is not None:
-            again = {key: value for key, value in found["again"].items() if key != "beyond_chance"}
-            lines += [f"  picked from {trials['trials']}, it looks better than it is", str(Gain(**again))]
+        if found["gain"] is not None:
+            gain = {key: value for key, value in found["gain"].items() if key != "beyond_chance"}
+            lines += [f"  picked from {trials['trials']}, it looks better than it is", str(Gain(**gain))]
         lines.append("validation and test images took no part: the run with these settings is scored on them")
         return "\n".join([*lines, f"search folder: {self.path}", "to train with them:", f"  {found['command']}"])
 
@@ -135,12 +136,13 @@ def _finished(
     if known is not None and known["trials"]["trials"] == len(outcomes):
         say(f"{where} has its {len(outcomes)} trials; nothing to do")
         return SearchReport(where, known)
-    best = best_of(outcomes)
-    if best is None:
+    say("the best trials are judged again on other folds")
+    final = play_final(outcomes, ours.redealt)
+    if final is None:
         reasons = [one.reason for one in outcomes if one.reason]
         raise DataError(f"none of {len(outcomes)} trials could be trained; the first: {' '.join(reasons[:1])}")
-    again = None if best.number == 0 else _again(ours, best)
-    kept = {} if again is not None and again.gain <= 0 else dict(best.options)
+    best, gain = final.best, final.gain
+    kept = {} if gain is not None and gain.gain <= 0 else dict(best.options)
     command = f"toolkit {ours.verb} --config {shlex.quote(str(where / BEST))} --out {shlex.quote(f'{where}-best')}"
     summary = {
         "what": ours.what,
@@ -152,7 +154,8 @@ def _finished(
         "coarse": schedule.n_coarse,
         "default": _plain_outcome(outcomes[0]),
         "best": _plain_outcome(best),
-        "again": None if again is None else again.to_dict(),
+        "finalists": [dict(zip(("number", "accuracy", "again"), one, strict=True)) for one in final.finalists],
+        "gain": None if gain is None else gain.to_dict(),
         "settings": kept,
         "command": command,
     }
@@ -166,18 +169,6 @@ def _finished(
     for lock in (where / LOCKS).glob("[0-9]*.lock"):
         lock.unlink(missing_ok=True)
     return SearchReport(where, summary)
-
-
-def _again(ours: Trials, best: Outcome) -> Gain:
-    """Return the gain of the best over the defaults on folds that are dealt anew."""
-    say(f"the best, trial {best.number}, and the default settings are judged again on other folds")
-    objectives = [ours.redealt(number) for number in range(1, DEALS + 1)]
-    best_again, default_again = ([_all_folds(one, options) for one in objectives] for options in (best.options, {}))
-    return Gain.of(best_again, default_again)
-
-
-def _all_folds(objective: Objective, options: Mapping[str, Any]) -> Judged:
-    return Judged.joined([objective.judge(options, fold, False) for fold in range(objective.n_folds(False))])
 
 
 def _plain(options: Options | BaselineOptions) -> dict[str, Any]:

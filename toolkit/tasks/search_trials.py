@@ -26,10 +26,10 @@ from toolkit.tasks.search_folds import JUDGES_AGAIN, training_only
 from toolkit.tasks.search_head import HeadTrials
 from toolkit.tasks.search_tail import TailTrials
 from toolkit.tasks.stores import open_store
-from toolkit.tuning.space import Space
 from toolkit.training.drop_path import set_drop_path
+from toolkit.tuning.objective import Objective
+from toolkit.tuning.space import Space
 from toolkit.tuning.spaces import baseline_space, cuts_of, head_space, tail_space
-from toolkit.tuning.study import Objective
 
 MACHINE = ("device", "workers", "cache", "cache_dir")  # keys of best.yaml that are of this machine are left out
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import reduce
 from typing import Any
 
 import numpy as np
 
 from toolkit.tuning.outcomes import Judged
 
-DEALS = 2
 SURE = 2.0  # standard errors that a gain must have, as a fine-tuning must
 
 
@@ -21,8 +18,7 @@ class Gain:
     error, image by image.
 
     The best of many trials looks better than it is, for it was picked by the luck of its folds as well. Here both are
-    trained and judged again on other folds, dealt anew DEALS times. The images are the same ones, so a little of the
-    luck may be left.
+    trained and judged again on other folds. The images are the same ones, so a little of the luck may be left.
     """
 
     best: float
@@ -32,12 +28,10 @@ class Gain:
     n: int
 
     @staticmethod
-    def of(best: Sequence[Judged], default: Sequence[Judged]) -> Gain:
-        """Return the gain over the deals of folds, on the images that were judged in all of them."""
-        images = reduce(np.intersect1d, (one.images for one in (*best, *default)))
-        ours, theirs = (
-            np.mean([one.right[np.isin(one.images, images)] for one in deals], axis=0) for deals in (best, default)
-        )
+    def of(best: Judged, default: Judged) -> Gain:
+        """Return the gain on the images that both were judged by."""
+        images = np.intersect1d(best.images, default.images)
+        ours, theirs = (one.right[np.isin(one.images, images)].astype(float) for one in (best, default))
         difference = ours - theirs
         se = float(difference.std(ddof=1) / len(images) ** 0.5) if len(images) > 1 else 0.0
         return Gain(float(ours.mean()), float(theirs.mean()), float(difference.mean()), se, len(images))
@@ -57,6 +51,6 @@ class Gain:
         else:
             said = "beyond chance" if self.is_sure else "that could be chance"
         return (
-            f"judged again on other folds: best {self.best:.3f}, default {self.default:.3f}, a gain of "
+            f"judged on folds that chose neither: best {self.best:.3f}, default {self.default:.3f}, a gain of "
             f"{100 * self.gain:+.1f} ± {100 * self.se:.1f} points ({self.n} images): {said}"
         )

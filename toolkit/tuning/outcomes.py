@@ -103,6 +103,16 @@ def best_of(outcomes: Sequence[Outcome]) -> Outcome | None:
     return min(near, key=lambda one: (one.nll, one.number))
 
 
+def best_values(outcomes: Sequence[Outcome], n: int) -> list[Outcome]:
+    """Return the n outcomes that count with the largest values, of equal options the first one, in that order."""
+    order = sorted((one for one in outcomes if one.counts), key=lambda one: (-(one.value or 0.0), one.number))
+    different: list[Outcome] = []
+    for one in order:
+        if all(one.options != other.options for other in different):
+            different.append(one)
+    return different[:n]
+
+
 def counts_of(outcomes: Sequence[Outcome]) -> dict[str, int]:
     """Return how many trials were spent, by state, and in all."""
     states = [one.state for one in outcomes]

@@ -86,5 +86,3 @@ def _places(part: Part, outcomes: Sequence[Outcome]) -> tuple[list[float], list[
             apart = ((one.number * 0.618) % 1 - 0.5) * 0.5  # the golden ratio spreads any run of numbers
             across.append(part.values.index(value) + apart)
     return across, [float(one.accuracy or 0.0) for one in outcomes]
-
-

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import optuna
 from filelock import FileLock, Timeout
@@ -14,6 +14,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from toolkit.errors import ArtifactError, ToolkitError
 from toolkit.tuning.journal import open_journal
+from toolkit.tuning.objective import Objective
 from toolkit.tuning.outcomes import COARSE, DEFAULT, FAILED, FINISHED, PRUNED, RUNNING, Judged, Outcome
 from toolkit.tuning.samplers import Sampler, Schedule, distributions_of
 
@@ -23,17 +24,6 @@ NEVER_PRUNED_STEPS = 1  # a single fold says too little
 COMPARED_WITH = 4  # finished trials of the same stage at least
 FULL_LENGTH = 1_000  # added to the steps of trials at full length: the pruner holds them against each other alone
 STATES = {TrialState.COMPLETE: FINISHED, TrialState.PRUNED: PRUNED, TrialState.FAIL: FAILED}
-
-
-class Objective(Protocol):
-    """What a trial is judged by: a training without a fold of the training images, and how it does on the fold.
-
-    short: a fraction of the training, for the coarse stage. Raises ToolkitError where the settings cannot be trained.
-    """
-
-    def n_folds(self, short: bool) -> int: ...
-
-    def judge(self, options: Mapping[str, Any], fold: int, short: bool) -> Judged: ...
 
 
 class Study:
@@ -47,7 +37,11 @@ class Study:
     """
 
     def __init__(
-        self, folder: Path, schedule: Schedule, about: Mapping[str, Any], as_options: Callable[[Mapping[str, Any]], dict[str, Any]]
+        self,
+        folder: Path,
+        schedule: Schedule,
+        about: Mapping[str, Any],
+        as_options: Callable[[Mapping[str, Any]], dict[str, Any]],
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.folder, self.as_options = folder, as_options
