@@ -28,8 +28,8 @@ def training_only(manifest: Manifest) -> Manifest:
     twice = int((manifest.class_counts(TRAIN) >= 2).sum())
     if twice < 2:
         raise DataError(
-            f"{manifest.root}: a search holds out training images in turn, for which at least 2 classes need 2 of them; "
-            f"{twice} {'has' if twice == 1 else 'have'}: add images, or take a smaller --val"
+            f"{manifest.root}: a search holds out training images in turn, for which at least 2 classes need 2 of "
+            f"them; {twice} {'has' if twice == 1 else 'have'}: add images, or take a smaller --val"
         )
     trained = manifest.splits == TRAIN
     splits = np.where(trained, TRAIN, TEST).astype(np.int8)

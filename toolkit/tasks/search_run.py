@@ -76,7 +76,7 @@ def start_search(
     sampler: str,
     n_folds: int,
 ) -> SearchReport:
-    """Begin a search in a folder, or go on with the one in it; what can be refused is refused before the folder is made.
+    """Begin a search in a folder, or go on with the one in it; a mistake is refused before the folder is made.
 
     given: the keys that the user set, which are not searched.
     """

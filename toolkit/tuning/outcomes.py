@@ -125,7 +125,7 @@ def trials_csv(outcomes: Sequence[Outcome], defaults: Mapping[str, Any]) -> str:
     defaults: what stands for an option that a trial did not set.
     """
     keys = list(dict.fromkeys(key for one in outcomes for key in one.options))
-    rows = []
+    rows: list[tuple[str | int, ...]] = []
     for one in outcomes:
         scores = [_cell(value) for value in (one.accuracy, one.se, one.nll)]
         options = [_cell(one.options.get(key, defaults.get(key))) for key in keys]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -121,7 +120,7 @@ def coarse_trials(study: Study, schedule: Schedule) -> list[FrozenTrial]:
     return finished or coarse
 
 
-def distributions_of(space: Sequence[Any]) -> Mapping[str, BaseDistribution]:
+def distributions_of(space: Space) -> dict[str, BaseDistribution]:
     """Return Optuna's words for a space."""
     found: dict[str, BaseDistribution] = {}
     for part in space:

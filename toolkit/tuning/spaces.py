@@ -36,7 +36,6 @@ TAIL: Space = (
     Number("drop_path", 0.0, 0.3, 0.0, log=False),
 )
 AUGMENTATIONS = ("light", "standard", "crop", "trivial")
-CUTS = 3  # that partial may have: its own, and its neighbours
 
 
 def baseline_space(model: str, fixed: Collection[str]) -> Space:
@@ -64,7 +63,7 @@ def head_space(n_stages: int, fixed: Collection[str]) -> Space:
 
 
 def tail_space(strategy: str, stage_sizes: Sequence[int], optimizer: str | None, fixed: Collection[str]) -> Space:
-    """Return what is searched for `partial` or `full`: rate, decay, smoothing, mixup, drop path, and the cut or the views.
+    """Return what is searched for `partial` or `full`: rate, decay, smoothing, mixup, drop path, and the cut or views.
 
     SGD's rates are 30 times as large as AdamW's. `full` cuts its views from stored images, so their kind is searched;
     the stored activations of `partial` would have to be computed anew for each, and there mixup alone, which works on
@@ -81,10 +80,10 @@ def tail_space(strategy: str, stage_sizes: Sequence[int], optimizer: str | None,
 
 
 def cuts_of(stage_sizes: Sequence[int]) -> tuple[int, ...]:
-    """Return the cuts that `partial` may have: its own, a later one and an earlier one, as far as they train weights."""
+    """Return the cuts that `partial` may have: its own and those beside it, as far as they train weights."""
     own = partial_cut(stage_sizes)
-    near = [cut for cut in (own - 1, own, own + 1) if 1 <= cut < len(stage_sizes) and sum(stage_sizes[cut:])]
-    return tuple(near[:CUTS])
+    near = (cut for cut in (own - 1, own, own + 1) if 1 <= cut < len(stage_sizes))
+    return tuple(cut for cut in near if sum(stage_sizes[cut:]) > 0)
 
 
 def as_options(params: Mapping[str, Any]) -> dict[str, Any]:
