@@ -62,6 +62,9 @@ def test_defaults_are_those_of_a_run() -> None:
 
 
 def test_sgd_has_larger_rates() -> None:
+    plain, momentum = (baseline_space("softmax", (), name)[0] for name in ("adam", "nesterov"))
+    assert isinstance(plain, Number) and isinstance(momentum, Number)
+    assert momentum.low == pytest.approx(10 * plain.low) and momentum.high == pytest.approx(10 * plain.high)
     adam, sgd = (tail_space("full", SIZES, name, ())[0] for name in (None, "sgd"))
     assert isinstance(adam, Number) and isinstance(sgd, Number)
     assert sgd.low == pytest.approx(30 * adam.low) and sgd.high == pytest.approx(30 * adam.high)

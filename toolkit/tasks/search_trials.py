@@ -81,7 +81,7 @@ def _of_baseline(
 ) -> Trials:
     examples = read_examples(open_source(data, options), options, store)
     manifest = training_only(examples.manifest)
-    space = baseline_space(options.model, _fixed(options, given))
+    space = baseline_space(options.model, _fixed(options, given), options.optimizer)
     say(f"search for {options.model} on {options.on}: {examples.inputs}")
 
     def deal(seed: int) -> Objective:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from toolkit.backbones.taps import DEFAULT_TAPS
@@ -23,6 +24,7 @@ MLP: Space = (
     Choice("batchnorm", (False, True), False),
 )
 LINEAR: Space = (LR, L2)
+LARGER_RATES = {"sgd": 30.0, "momentum": 10.0, "nesterov": 10.0}
 NARROWEST = 8  # units of a layer: each has half of the one before it
 
 HEADS = ("ridge", "logistic", "knn")
@@ -38,9 +40,11 @@ TAIL: Space = (
 AUGMENTATIONS = ("light", "standard", "crop", "trivial")
 
 
-def baseline_space(model: str, fixed: Collection[str]) -> Space:
-    """Return what is searched for a baseline, without what the user fixed."""
-    space = MLP if model == "mlp" else LINEAR
+def baseline_space(model: str, fixed: Collection[str], optimizer: str | None = None) -> Space:
+    """Return what is searched for a baseline, without what the user fixed; optimizers of one rate want larger ones."""
+    factor = LARGER_RATES.get(optimizer or "", 1.0)
+    rate = replace(LR, low=LR.low * factor, high=LR.high * factor)
+    space = (rate, *(MLP if model == "mlp" else LINEAR)[1:])
     gone = {*fixed, *(("width", "depth") if "hidden" in fixed else ())}
     return tuple(part for part in space if part.name not in gone)
 
