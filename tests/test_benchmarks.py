@@ -43,6 +43,23 @@ def test_ratios_are_taken_within_a_round(bench: Path) -> None:
         assert min(picture.size) > 200
 
 
+def test_samplers_are_held_against_each_other_seed_by_seed(bench: Path) -> None:
+    rows = []
+    for seed, luck in enumerate((0.0, 0.1)):
+        for sampler, test in (("coarse_to_fine", 0.80), ("tpe", 0.82)):
+            found = dict.fromkeys(("score", "third", "test_without_final", "default_score", "default_third"), 0.7)
+            found |= {"n_trials": 30, "pruned": 9, "epochs": 500.0, "test": test + luck, "default_test": 0.7 + luck}
+            rows.append({"problem": "mlp", "sampler": sampler, "seed": seed, **found})
+    (bench / "results/search.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = [sys.executable, bench / "search", "--table"]
+    page = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert row_of(page, "| tpe")[2:6] == ["2", "30", "9", "500"]
+    assert row_of(page, "| tpe")[8] == "0.8700"
+    assert row_of(page, "| tpe")[-2:] == ["+12.00 ± 0.00", "-2.00 ± 0.00"]
+    assert row_of(page, "| coarse_to_fine")[-2:] == ["+10.00 ± 0.00", ""]
+    assert row_of(page, "default settings")[8] == "0.7500"
+
+
 def test_other_tables_are_made_of_medians(bench: Path) -> None:
     tail = {"data": "cats", "epochs": "1", "views": None, "mixing": None, "n_train": 3, "n_val": 2}
     partial = [{**tail, "round": n, "cached": [n, n, 0.5], "live": [3 * n, 6 * n, 0.5]} for n in (1, 2, 3)]

@@ -36,6 +36,7 @@ ROOMS += [
     "baselines",
     "evaluation",
     "checks",
+    "tuning",
     "artifacts",
     "reporting",
     "tasks",

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from toolkit.tasks.notes import notes
     from toolkit.tasks.plan import plan_transfer
     from toolkit.tasks.predict import predict
+    from toolkit.tasks.search import search
     from toolkit.training.module import TransferModule
     from toolkit.training.network import TransferNetwork
 
@@ -57,6 +58,7 @@ _HOMES = {
     "plan_transfer": "tasks.plan",
     "predict": "tasks.predict",
     "save_model": "artifacts.model_folder",
+    "search": "tasks.search",
     "train_baseline": "tasks.baseline",
 }
 
@@ -86,6 +88,7 @@ __all__ = [
     "plan_transfer",
     "predict",
     "save_model",
+    "search",
     "train_baseline",
 ]
 

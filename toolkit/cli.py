@@ -43,6 +43,7 @@ Verbs:
   compare    which of two runs is better, by how much, and could it be chance
   features   write features of photos to a file
   baseline   train a plain net, a linear classifier or nearest neighbours
+  search     find better settings by cross-validation on the training photos
   notes      try out what the lecture notes claim: numbers and a picture
   backbones  list the networks
   cache      what the cache of features holds; --limit SIZE makes it smaller
@@ -70,6 +71,12 @@ VERBS = {
         "toolkit.tasks.baseline:train_baseline",
         ("data",),
         ("out", "model", "on", "epochs", "seed", "resume"),
+    ),
+    "search": Verb(
+        "toolkit.tasks.search:search",
+        ("data",),
+        ("out", "model", "strategy", "trials", "sampler", "seed"),
+        as_json=True,
     ),
     "notes": Verb("toolkit.tasks.notes:notes", ("name",), ("out", "seed"), as_json=True),
     "backbones": Verb("toolkit.tasks.backbones:backbones"),

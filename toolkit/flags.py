@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _NO_NUMBERS = {"nan": ".nan", "inf": ".inf", "-inf": "-.inf"}  # as YAML spells them
 # Return types name classes whose modules import torch; as annotations of flags they are never looked at.
-_RESULTS = ("BaselineRun", "CacheReport", "CheckReport", "NotesReport", "Run", "TransferPlan")
+_RESULTS = ("BaselineRun", "CacheReport", "CheckReport", "NotesReport", "Run", "SearchReport", "TransferPlan")
 _NO_TORCH: dict[str, Any] = dict.fromkeys(_RESULTS, object)
 
 

@@ -133,7 +133,18 @@ def _go(
         say(f"note: {remark}")
     say(f"{options.model} on {options.on}: {examples.inputs}")
     with clock.part("fit"):
-        body = _neighbours(examples, options) if options.model in NEIGHBOURS else _trained(folder, examples, options)
+        body: Body
+        if options.model in NEIGHBOURS:
+            body = _neighbours(examples, options)
+        else:
+            settings = FitSettings(
+                options.value("epochs"),
+                "32-true",
+                clip=None,
+                patience=options.patience,
+                track=folder.path / TENSORBOARD / "history" if options.track else None,
+            )
+            body = trained_net(examples, options, settings, folder.checkpoints, folder.path / HISTORY)
         model = _model(body, examples, options)
     with clock.part("evaluate"):
         predictions = _predicted(model, examples, options)
@@ -165,33 +176,21 @@ def _neighbours(examples: Examples, options: BaselineOptions) -> Neighbours:
     return Neighbours(examples.inputs.take(rows), labels, len(examples.manifest.classes), **settings)
 
 
-def _trained(folder: RunFolder, examples: Examples, options: BaselineOptions) -> CentredNet:
-    """Return the trained net, in float32; goes on from the run's checkpoint if there is one."""
-    net = untrained(examples, options)
-    epochs, batch_size = options.value("epochs"), options.value("batch_size")
+def trained_net(
+    examples: Examples, options: BaselineOptions, settings: FitSettings, folder: Path, history: Path
+) -> CentredNet:
+    """Return the trained net, in float32; goes on from the folder's checkpoint if there is one."""
+    net, batch_size = untrained(examples, options), options.value("batch_size")
     data = BaselineData(examples.manifest, examples.inputs, batch_size=batch_size, seed=options.seed)
     module = BaselineModule(
         net,
-        total_steps=data.steps_an_epoch * epochs,
+        total_steps=data.steps_an_epoch * settings.epochs,
         batch_size=batch_size,
         **{key: options.value(key) for key in ("loss", "optimizer", "lr", "schedule", "l1", "l2")},
     )
     torch.manual_seed(options.seed)  # dropout
     with threads_for(net, batch_size):
-        fit(
-            module,
-            data,
-            FitSettings(
-                epochs,
-                "32-true",
-                clip=None,
-                patience=options.patience,
-                track=folder.path / TENSORBOARD / "history" if options.track else None,
-            ),
-            folder=folder.checkpoints,
-            history=folder.path / HISTORY,
-            device=resolve_device(options.device),
-        )
+        fit(module, data, settings, folder=folder, history=history, device=resolve_device(options.device))
     return net.float()
 
 

@@ -38,13 +38,15 @@ class Phase:
     """One training and where it leaves its traces.
 
     folder: its checkpoints, and the weights that it begins with. history: the CSV with a row an epoch. manifest: the
-    images, split. patience: epochs without a lower validation loss after which it stops; None for all epochs.
+    images, split. patience: epochs without a lower validation loss after which it stops; None for all epochs. brief: it
+    leaves no traces, and is done again rather than gone on with.
     """
 
     folder: Path
     history: Path
     manifest: Manifest
     patience: int | None
+    brief: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,7 +183,8 @@ def run_fit(
     plan, options = prepared.plan, job.options
     assert plan.epochs is not None
     module.network.prefix_dtype = job.dtype
-    say(rates_table(parameter_groups(module.network, module.recipe)))
+    if not phase.brief:
+        say(rates_table(parameter_groups(module.network, module.recipe)))
     settings = FitSettings(
         epochs=plan.epochs,
         precision=resolve_precision(options.precision, job.device),
@@ -189,7 +192,8 @@ def run_fit(
         clip=1.0 if options.clip is None else options.clip,
         patience=phase.patience,
         start=start,
-        track=_events(phase) if options.track else None,
+        track=_events(phase) if options.track and not phase.brief else None,
+        brief=phase.brief,
     )
     in_full = settings.precision == "32-true"  # in half precision folding is less exact than the norm
     trained = module.network.stages[module.network.spec.cut :]

@@ -19,6 +19,7 @@ from toolkit.data.manifest import VAL
 from toolkit.errors import Interrupted
 from toolkit.hardware import true_float32
 from toolkit.training.best import BestWeights
+from toolkit.training.brief import StopAtOnce
 from toolkit.training.checkpoints import LAST, Checkpoints, WholeCheckpointIO
 from toolkit.training.collapse import CollapsedError, CollapseGuard
 from toolkit.training.finite import FiniteGuard, NonFiniteError, NotFinite
@@ -33,7 +34,8 @@ class FitSettings:
     """How the Trainer runs: epochs ≥ 1, a resolved precision, gradient accumulation ≥ 1, clipping by norm or None,
     early stopping after `patience` epochs without a lower validation loss, or never. start: weights (`trained_state`)
     that know something already; if training loses that, CollapsedError ends it. track: where TensorBoard's event files
-    go, if any are wanted."""
+    go, if any are wanted. brief: nothing is written and nothing said, and a signal ends it at once: for a training that
+    is done again rather than gone on with."""
 
     epochs: int
     precision: str
@@ -42,6 +44,7 @@ class FitSettings:
     patience: int | None = None
     start: State | None = None
     track: Path | None = None
+    brief: bool = False
 
 
 def fit(
@@ -66,7 +69,7 @@ def fit(
     with stop_on_signals() as stop, _quiet(), true_float32():
         guard, checkpoints = FiniteGuard(data, history.parent), Checkpoints(folder, stop)
         rows = History(history, row)
-        callbacks: list[Callback] = [StepProgress(), guard, rows]
+        callbacks: list[Callback] = [] if settings.brief else [StepProgress(), guard, rows]
         if settings.track is not None:
             callbacks.append(Track(settings.track, rows))
         if settings.start is not None:
@@ -75,7 +78,8 @@ def fit(
         if settings.patience is not None and validates:
             best = BestWeights(folder, settings.patience, (row or {}).get("val_loss", math.inf))
             callbacks.append(best)
-        callbacks.append(checkpoints)  # last: it saves the state of the others
+        # last: it saves the state of the others
+        callbacks.append(StopAtOnce(stop) if settings.brief else checkpoints)
         trainer = Trainer(
             accelerator={"cuda": "gpu"}.get(device.type, device.type),
             devices=[device.index or 0] if device.type == "cuda" else 1,
