@@ -144,7 +144,8 @@ def _between(length: Tensor, centre: Tensor, n_px: int, side_px: int) -> Tensor:
 def _correlation(first: Tensor, second: Tensor) -> Tensor:
     a, b = first.flatten(1), second.flatten(1)
     a, b = a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)
-    return (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1)).clamp_min(1e-6)
+    found: Tensor = (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1)).clamp_min(1e-6)
+    return found
 
 
 def _difference(cut: Tensor, target: Tensor) -> Tensor:
