@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from toolkit.artifacts.run_folder import LR_RANGE, LR_RANGE_PICTURE, PLAN, RunFolder
 from toolkit.backbones.taps import tap_widths
@@ -71,7 +71,7 @@ def tested(prepared: Prepared, job: Job) -> RangeTest | None:
     manifest, drawn = parts[0], random_state()
     if plan.strategy == "scratch":
         widths = tap_widths(job.backbone, plan.taps)
-        head = LinearHead(widths, len(manifest.classes), unit_rms(widths))
+        head: nn.Module = LinearHead(widths, len(manifest.classes), unit_rms(widths))
     else:
         head = head_without(manifest, prepared, job)
     module = make_module(prepared, job, head)

@@ -145,7 +145,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def _random_state() -> tuple[Tensor, Tensor | None]:
-    return torch.get_rng_state(), torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
+    return torch.get_rng_state(), torch.cuda.get_rng_state() if torch.cuda.is_available() else None
 
 
 def _set_random_state(state: tuple[Tensor, Tensor | None]) -> None:
