@@ -170,8 +170,11 @@ def test_what_is_no_number_is_refused_by_its_range(
         (tmp_path / "c.yaml").write_text(f"lr: {number}\n")
         assert main(["finetune", str(tmp_path), *given]) == 1
         said = capsys.readouterr().err
-        assert said == f"error: lr: a number above 0, at most 100, expected, got {number.lower().strip('.')}\n"
-    for key, value, kind in (("lr", "no", "float"), ("lr", "x", "float"), ("epochs", number, "int")):
+        assert said == f"error: lr: a number above 0, at most 100, or auto expected, got {number.lower().strip('.')}\n"
+    for word in ("no", "x"):
+        assert main(["finetune", str(tmp_path), "--lr", word]) == 1
+        assert f"error: lr: a number above 0, at most 100, or auto expected, got {word!r}" in capsys.readouterr().err
+    for key, value, kind in (("clip", "no", "float"), ("clip", "x", "float"), ("epochs", number, "int")):
         assert main(["finetune", str(tmp_path), f"--{key}", value]) == 2
         assert f"error: {key}: {kind} expected, got {value!r} (toolkit" in capsys.readouterr().err
 

@@ -87,6 +87,7 @@ VALUES: dict[str, Any] = {
     "k": 3,
     "metric": "l2",
     "search": "approximate",
+    "track": True,
 }
 
 
