@@ -104,7 +104,7 @@ def test_overwriting_a_run_removes_its_pictures(head: Path, photos: Path, tmp_pa
         ({"model": "nn"}, set()),
         ({"model": "softmax", "on": "features", "image_size": 32}, {"curves.png", "rates.png", "filters.png"}),
     ],
-    ids=str,
+    ids=("svm", "mlp on hog", "nn", "softmax on features"),
 )
 def test_a_baseline_has_what_applies_to_it(
     photos: Path, tmp_path: Path, options: dict[str, Any], more: set[str]
