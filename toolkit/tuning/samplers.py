@@ -15,6 +15,7 @@ from toolkit.tuning.outcomes import COARSE, DEFAULT, FINE
 from toolkit.tuning.points import best_region, grid_levels, grid_point, random_point
 from toolkit.tuning.space import Number, Space, point_of, settings_at
 
+# Accuracy on new images did not tell them apart; the first trains the fewest epochs (scripts/bench/search).
 COARSE_TO_FINE, RANDOM, GRID, TPE = "coarse_to_fine", "random", "grid", "tpe"
 COARSE_SHARE = 0.5  # of the trials after the first
 
