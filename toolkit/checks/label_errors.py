@@ -17,7 +17,7 @@ from toolkit.heads.ridge import RidgeHead
 
 DOUBTFUL = 0.05  # probability of an image's own label below which somebody should look at it
 LEAST_IMAGES = 20
-LEAST_CHANCE = 1e-3  # that a split is contradicted so much more often than train by accident
+LEAST_CHANCE = 1e-2  # that a split is contradicted so much more often than train by accident
 
 
 def unseen_scores(
