@@ -65,7 +65,7 @@ def test_a_trial_s_history_is_drawn_where_there_is_no_other(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     titles: list[str] = []
-    monkeypatch.setattr(module, "_curves", lambda rows, title, *_: titles.append(title))
+    monkeypatch.setattr(module, "_curves", lambda folder, history, title, *_: titles.append(title))
     judged = run(photos, tmp_path / "run", "partial", pictures=True, mixing=None).path
     assert (judged / "trial.csv").exists() and "rates.png" in drawn(judged)
     expected = "partial on efficientnet_lite0"

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from toolkit.checks.alignment import align
-from toolkit.checks.candidates import Pairs, unique_pairs
+from toolkit.checks.candidates import Pairs
+from toolkit.progress import say
 
 ALIGNED_AT_ONCE = 128  # pairs
 MOST_PAIRS = 20_000  # that are laid over each other; a pair takes 1 to 5 ms of a core
@@ -43,12 +44,12 @@ def exact_twins(digests: NDArray[np.uint8], rows: Sequence[int]) -> list[Twin]:
 
 
 def near_twins(pairs: Pairs, pictures: Callable[[NDArray[np.int64]], Tensor]) -> list[Twin]:
-    """Return those pairs that are the same picture.
+    """Return those pairs that are the same picture, of 20,000 of them, evenly spread, where there are more.
 
-    pairs: int64 (M, 2), candidates. pictures: gives uint8 (n, 3, 64, 64) of some rows. Above 20,000 pairs an even share
-    of them is looked at.
+    pairs: int64 (M, 2), candidates. pictures: gives uint8 (n, 3, 64, 64) of some rows.
     """
     if len(pairs) > MOST_PAIRS:
+        say(f"note: {len(pairs)} pairs of images are much alike; {MOST_PAIRS} of them are looked at")
         pairs = pairs[np.linspace(0, len(pairs) - 1, MOST_PAIRS).astype(np.int64)]
     twins = []
     for start in range(0, len(pairs), ALIGNED_AT_ONCE):
@@ -59,13 +60,6 @@ def near_twins(pairs: Pairs, pictures: Callable[[NDArray[np.int64]], Tensor]) ->
             how = _in_words(bool(found.mirrored[place]), float(found.window[place]))
             twins.append(Twin(first, second, False, how, float(found.likeness[place])))
     return twins
-
-
-def apart_from(pairs: Pairs, twins: Sequence[Twin]) -> Pairs:
-    """Return the pairs without those rows that have the same content as an earlier row."""
-    copies = {twin.second for twin in twins}
-    kept = [pair for pair in pairs.tolist() if not copies.intersection(pair)]
-    return unique_pairs([np.array(kept, np.int64).reshape(-1, 2)])
 
 
 def _in_words(mirrored: bool, window: float) -> str:

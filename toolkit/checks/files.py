@@ -20,10 +20,10 @@ IMBALANCE = 10.0  # times; beyond, the plain loss all but ignores the smallest c
 NAMED = 3  # examples in a line
 
 
-def file_findings(manifest: Manifest, own_split: bool) -> tuple[list[Finding], list[Suspect]]:
+def file_findings(manifest: Manifest, own_splits: Sequence[int]) -> tuple[list[Finding], list[Suspect]]:
     """Return the findings and suspects of a split Manifest whose sizes are known, unusable files quarantined.
 
-    own_split: whether folder or list said which images validate, so that a class may have been forgotten there.
+    own_splits: those of val and test that folder or list gave, where a class may have been forgotten.
     """
     suspects: list[Suspect] = []
     findings = [
@@ -31,7 +31,7 @@ def file_findings(manifest: Manifest, own_split: bool) -> tuple[list[Finding], l
         _tiny(manifest, suspects),
         _huge(manifest, suspects),
         _empty_class(manifest),
-        _missing_class(manifest, own_split),
+        _missing_class(manifest, own_splits),
         _few_images(manifest),
         _imbalance(manifest),
     ]
@@ -113,7 +113,7 @@ def _empty_class(manifest: Manifest) -> Finding:
     )
 
 
-def _missing_class(manifest: Manifest, own_split: bool) -> Finding:
+def _missing_class(manifest: Manifest, own_splits: Sequence[int]) -> Finding:
     present = {split: manifest.class_counts(split) > 0 for split in (TRAIN, VAL, TEST)}
     untrained = _names(manifest, (present[VAL] | present[TEST]) & ~present[TRAIN])
     if untrained:
@@ -121,8 +121,8 @@ def _missing_class(manifest: Manifest, own_split: bool) -> Finding:
         return Finding("missing_class", FAIL, seen, "add training images, or take the class out of the other splits")
     unjudged = [
         f"{name} ({SPLIT_NAMES[split]})"
-        for split in (VAL, TEST)
-        if own_split and present[split].any()
+        for split in own_splits
+        if present[split].any()
         for name in _names(manifest, present[TRAIN] & ~present[split])
     ]
     if unjudged:
@@ -145,6 +145,8 @@ def _imbalance(manifest: Manifest) -> Finding:
     counts = manifest.class_counts(TRAIN)
     largest, smallest = manifest.classes[int(counts.argmax())], manifest.classes[int(counts.argmin())]
     seen = f"{largest} has {counts.max()} training images, {smallest} {counts.min()}: {ratio:.1f} times as many"
+    if counts.max() == counts.min():
+        seen = f"all classes have {counts.max()} training images"
     if ratio < IMBALANCE:
         return Finding("imbalance", PASS, seen)
     return Finding("imbalance", WARN, seen, "try --class_weights balanced, and go by the balanced accuracy")

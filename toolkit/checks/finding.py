@@ -13,6 +13,7 @@ from toolkit.storage import publish_text
 
 PASS, WARN, FAIL = "pass", "warn", "fail"
 SEVERITIES = (PASS, WARN, FAIL)
+FIX_LIST_COLUMNS = ("path", "split", "label", "finding", "detail")
 WIDTH = 100  # columns of the printed table
 
 
@@ -69,7 +70,7 @@ class CheckReport:
     def write_fix_list(self, path: str | os.PathLike[str]) -> None:
         """Publish `path,split,label,finding,detail`, the most suspicious first."""
         rows = ((one.path, one.split, one.label, one.finding, one.detail) for one in self.suspects)
-        publish_text(path, csv_text(("path", "split", "label", "finding", "detail"), rows))
+        publish_text(path, csv_text(FIX_LIST_COLUMNS, rows))
 
     def __str__(self) -> str:
         width = max(len(finding.name) for finding in self.findings) if self.findings else 0

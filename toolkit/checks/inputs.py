@@ -47,8 +47,11 @@ def input_statistics(
         advice = "look at them in the --fix_list"
         return Finding("input_statistics", WARN, f"nothing but one colour in {count(n_blank, 'image')}; {told}", advice)
     odd = off > USUAL_MEAN or not USUAL_SPREAD[0] <= float(spreads.min()) <= float(spreads.max()) <= USUAL_SPREAD[1]
-    if odd or (similarity is not None and similarity.value < UNKNOWN):
+    if odd:
         advice = "are mean and std the weights' own, and are the images as they should be?"
+        return Finding("input_statistics", WARN, told, advice)
+    if similarity is not None and similarity.value < UNKNOWN:
+        advice = "the network has seen nothing like it; a larger --image_size may help small images"
         return Finding("input_statistics", WARN, told, advice)
     return Finding("input_statistics", PASS, told)
 

@@ -16,7 +16,7 @@ from toolkit.heads.blocks import Rows
 from toolkit.heads.ridge import RidgeHead
 
 DOUBTFUL = 0.05  # probability of an image's own label below which somebody should look at it
-LEAST_IMAGES = 20
+LEAST_IMAGES, LEAST_OF_A_CLASS = 20, 3
 LEAST_CHANCE = 1e-2  # that a split is contradicted so much more often than train by accident
 
 
@@ -40,8 +40,13 @@ def label_findings(manifest: Manifest, rows: NDArray[np.int64], scores: NDArray[
     flipped. (Confident learning, Northcutt et al. 2021, whose threshold is each class's mean probability, found 80 and
     51 to 74 % of them there, nearly all digits and two thirds of the flowers rightly.)
     """
+    several = (
+        np.bincount(manifest.labels[rows], minlength=len(manifest.classes))[manifest.labels[rows]] >= LEAST_OF_A_CLASS
+    )
+    rows, scores = rows[several], scores[several]  # nobody else could know the class of the others
     if len(rows) < LEAST_IMAGES:
-        return Finding("label_errors", PASS, f"{len(rows)} images are too few to doubt a label"), []
+        seen = f"{len(rows)} images of classes with {LEAST_OF_A_CLASS} or more are too few to doubt a label"
+        return Finding("label_errors", PASS, seen), []
     labels = manifest.labels[rows]
     noise = label_noise(scores, labels)
     found = probabilities(scores, noise.temperature)

@@ -77,6 +77,7 @@ class Learner:
         network = self.network
         tensors = [*network.parameters(), *network.buffers()]
         values = [(tensor, tensor.detach().clone()) for tensor in tensors]
+        places = [(module, dict(module._buffers)) for module in network.modules()]  # a module may put others there
         gradients = [(p, p.grad) for p in network.parameters()]
         modes = [(module, module.training) for module in network.modules()]
         devices = sorted({tensor.device.index or 0 for tensor in tensors if tensor.device.type == "cuda"})
@@ -88,6 +89,8 @@ class Learner:
                     parameter.grad = None
                 yield network
         finally:
+            for module, buffers in places:
+                module._buffers.update(buffers)
             with torch.no_grad():
                 for tensor, value in values:
                     if not torch.equal(tensor, value):  # what did not change keeps its version, too

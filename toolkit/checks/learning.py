@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from toolkit.checks.finding import FAIL, PASS, Finding
+from toolkit.checks.finding import FAIL, PASS, WARN, Finding
 from toolkit.checks.learner import Learner, tensors_of
 
 Batches = Callable[[int], tuple[Any, Tensor]]
@@ -20,6 +20,8 @@ IMAGES = 20
 COMPARED_STEPS = 5  # whose images and labels are remembered
 STILL = 1e-3  # of the weights' size: less movement in all steps is none
 RISEN, BURST = 1.5, 50.0  # times the first loss: it has gone up in the end; it burst on the way
+STILL_LEARNING = 0.3  # of the first loss
+NOT_DONE = "it is not done yet"
 SMALLER = "divide the learning rate by 10"
 SAME_SCORES = 1e-5  # standard deviation of a class's scores over the images, relative to their size
 
@@ -40,7 +42,7 @@ def overfit(learner: Learner, batch: Batches, *, steps: int = 200) -> Finding:
         cause, advice = _cause(learner, network, tried)
     at = f"after {tried.steps} steps the loss on {tried.n} images is {tried.losses[-1]:.3g} (it began at "
     at += f"{tried.losses[0]:.3g}), {tried.accuracy:.0%} of them right" if tried.losses else "no step could be taken"
-    return Finding("overfit", FAIL, f"{cause}: {at}", advice)
+    return Finding("overfit", WARN if cause == NOT_DONE else FAIL, f"{cause}: {at}", advice)
 
 
 @dataclass
@@ -150,4 +152,6 @@ def _unable(learner: Learner, network: nn.Module, tried: _Tried) -> tuple[str, s
         return "the network gives all images the same scores", "does it use its input? Look at dead units and scales"
     if tried.losses[-1] > 0.5 * tried.losses[0] and any(loss > 2 * tried.losses[0] for loss in tried.losses):
         return f"the rate {learner.lr:g} is too large: the loss jumps", SMALLER
+    if tried.accuracy == 1 and tried.losses[-1] < STILL_LEARNING * tried.losses[0]:
+        return NOT_DONE, f"multiply the learning rate by 3; it is learning, but not in {tried.steps} steps"
     return "it cannot learn them by heart", "is it too small, or kept from learning by dropout, clipping or a penalty?"

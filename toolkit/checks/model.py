@@ -15,6 +15,7 @@ NEAR, FAR = 0.3, 3.0  # of the expected first loss: what it may be off by, and w
 NEAR_AT_LEAST = 0.75  # nats; scores of variance 1.5, as a last layer after He gives them, add about as much
 STRENGTHS = (0.0, 1e-4, 1e-2)
 TRIED_STEPS = 3  # behind a last layer of zeros the first gradients are zeros too
+LARGEST_STEP = 1e-2
 NAMED = 3
 
 
@@ -41,10 +42,14 @@ def first_loss(learner: Learner, inputs: Any, labels: Tensor) -> Finding:
 
 
 def regularized_loss(learner: Learner, inputs: Any, labels: Tensor) -> Finding:
-    """Return whether the loss rises with the strength λ of the regularisation, and whether weights feel it."""
+    """Return whether the loss rises with the strength λ of the regularisation, and whether weights feel it.
+
+    Where all weights begin at zero, it is that after one step.
+    """
     with learner.tried() as network:
         with torch.no_grad():
             data = float(learner.data_loss(network(inputs).float(), labels))
+        _leave_zero(learner, network, inputs, labels)
         penalty = learner.penalty_of(network)
         at = float(penalty.detach())
         felt = penalty.requires_grad and _is_felt(penalty, network)
@@ -134,11 +139,13 @@ def _wrong_scores(scores: Any, n: int, n_classes: int) -> str | None:
     return None
 
 
-def _steps(learner: Learner, network: nn.Module, inputs: Any, labels: Tensor) -> tuple[set[str], str | None]:
+def _steps(
+    learner: Learner, network: nn.Module, inputs: Any, labels: Tensor, steps: int = TRIED_STEPS
+) -> tuple[set[str], str | None]:
     """Train for a few steps; return the parameters that got a gradient other than zero, and what went wrong."""
     reached: set[str] = set()
     trained = [p for p in network.parameters() if p.requires_grad]
-    for _ in range(TRIED_STEPS):
+    for _ in range(steps):
         network.zero_grad(set_to_none=True)
         loss = learner.data_loss(network(inputs).float(), labels)
         if not loss.requires_grad:
@@ -151,11 +158,21 @@ def _steps(learner: Learner, network: nn.Module, inputs: Any, labels: Tensor) ->
                 return reached, f"the gradient of {name} is not finite"
             if bool(parameter.grad.any()):
                 reached.add(name)
+        gradients = [p.grad for p in trained if p.grad is not None]
+        length = torch.stack([gradient.norm() for gradient in gradients]).norm()
+        rate = min(learner.lr, LARGEST_STEP) / max(1.0, float(length))  # no unit shall die of it
         with torch.no_grad():
             for parameter in trained:
                 if parameter.grad is not None:
-                    parameter.sub_(learner.lr * parameter.grad)
+                    parameter.sub_(rate * parameter.grad)
     return reached, None
+
+
+def _leave_zero(learner: Learner, network: nn.Module, inputs: Any, labels: Tensor) -> None:
+    """Take one step where all weights are zero, where a penalty is zero too."""
+    weights = [p for p in network.parameters() if p.requires_grad]
+    if learner.penalty is None and not any(bool(p.any()) for p in weights if p.ndim > 1):
+        _steps(learner, network, inputs, labels, steps=1)
 
 
 def _is_felt(penalty: Tensor, network: nn.Module) -> bool:

@@ -43,12 +43,13 @@ def paired(right: NDArray[np.bool_], other_right: NDArray[np.bool_], *, seed: in
 
     A resample of the images with replacement, both models' answers to an image together, has multinomially
     distributed wins, losses and ties: they are drawn directly, which is the paired bootstrap itself (Efron & Tibshirani
-    1993) and needs no memory. Raises ValueError for other shapes.
+    1993) and needs no memory. Half an image is added to wins and to losses before, where there are any: else the interval of a model that is
+    never wrong alone could not reach 0, however few images it is ahead by. Raises ValueError for other shapes.
     """
     if right.shape != other_right.shape or right.ndim != 1 or not len(right):
         raise ValueError(f"expected two bool (N,), N >= 1, got {right.shape} and {other_right.shape}")
     n, wins, losses = len(right), int((right & ~other_right).sum()), int((~right & other_right).sum())
-    drawn = np.random.default_rng(seed).multinomial(n, [wins / n, losses / n, (n - wins - losses) / n], RESAMPLES)
+    drawn = np.random.default_rng(seed).multinomial(n, _shares(n, wins, losses), RESAMPLES)
     low, high = np.quantile((drawn[:, 0] - drawn[:, 1]) / n, (0.025, 0.975)).tolist()
     return Paired(
         n,
@@ -71,3 +72,11 @@ def mcnemar(wins: int, losses: int) -> float:
         ways = ways * (n - k + 1) // k
         total += ways
     return min(1.0, 2 * total / (1 << n))  # whole numbers of any size, divided once
+
+
+def _shares(n: int, wins: int, losses: int) -> list[float]:
+    """Return the chances of a win, a loss and a tie that resamples are drawn with."""
+    if not wins and not losses:
+        return [0.0, 0.0, 1.0]
+    win, loss = (wins + 0.5) / (n + 1), (losses + 0.5) / (n + 1)
+    return [win, loss, max(0.0, 1 - win - loss)]

@@ -6,6 +6,7 @@ import csv
 import os
 import sys
 from array import array
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,18 +47,26 @@ class PredictionTable:
 def read_predictions(path: str | os.PathLike[str]) -> PredictionTable:
     """Return the table; raises ArtifactError where it is missing or none that a run wrote."""
     try:
-        with open(path, encoding="utf-8", newline="") as file:
+        with open(path, encoding="utf-8-sig", newline="") as file:
             rows = csv.reader(file)
             if tuple(next(rows, ())) != HEADER:
                 raise ValueError(f"its columns are not {','.join(HEADER)}")
             paths: list[str] = []
             names: list[tuple[str, str, str]] = []
             probabilities = array("d")
-            for path_of_image, split, label, prediction, probability in rows:
+            for row in rows:
+                if not row:  # a blank line at the end, as editors leave it
+                    continue
+                if len(row) != len(HEADER):
+                    raise ValueError(f"line {rows.line_num}: {len(HEADER)} fields expected, got {len(row)}")
+                path_of_image, split, label, prediction, probability = row
                 paths.append(path_of_image)
                 names.append((sys.intern(split), sys.intern(label), sys.intern(prediction)))  # few, each many times
                 probabilities.append(float(probability))
     except (OSError, ValueError, csv.Error) as error:
         raise ArtifactError(f"{os.fspath(path)} cannot be read ({type(error).__name__}: {error})") from error
+    if len(set(paths)) < len(paths):
+        twice = next(one for one, count in Counter(paths).items() if count > 1)
+        raise ArtifactError(f"{os.fspath(path)}: {twice} is there twice")
     splits, labels, predictions = zip(*names, strict=True) if names else ((), (), ())
     return PredictionTable(tuple(paths), splits, labels, predictions, np.frombuffer(probabilities, np.float64))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from toolkit.baselines.options import TRAINED
-from toolkit.errors import unknown_name
+from toolkit.errors import SettingError, unknown_name
 from toolkit.options import Options
+from toolkit.settings import COMMON_RANGES
 from toolkit.tasks.head_start import head_start
 
 if TYPE_CHECKING:
@@ -60,11 +62,20 @@ def check(
     """
     if model not in MODELS:
         raise unknown_name("model", model, MODELS)
+    if model != TRANSFER:
+        for key, given in (("strategy", strategy != "auto"), ("cut", cut is not None)):
+            if given:
+                raise SettingError(f"{key} is not used by the model {model!r}; remove it, or set model to 'transfer'")
+    elif cut is not None and strategy != "partial":
+        raise SettingError("cut is not used unless strategy is 'partial'")
+    if lr is not None:
+        types, holds, wanted = COMMON_RANGES["lr"]
+        if isinstance(lr, bool) or not isinstance(lr, types) or not math.isfinite(lr) or not holds(lr):
+            raise SettingError(f"lr: {wanted} expected, got {lr!r}")
     options = Options(
         strategy=strategy,
         backbone=backbone,
         image_size=image_size,
-        lr=lr if strategy in ("partial", "full", "scratch") else None,
         seed=seed,
         weights=weights,
         val=val,

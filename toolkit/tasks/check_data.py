@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from toolkit.backbones.taps import tap_widths
 from toolkit.checks.candidates import feature_pairs, hash_pairs, perceptual_hashes, unique_pairs
-from toolkit.checks.copies import apart_from, exact_twins, near_twins
+from toolkit.checks.copies import exact_twins, near_twins
 from toolkit.checks.duplicates import duplicate_findings
 from toolkit.checks.files import file_findings
 from toolkit.checks.finding import Finding, Suspect
@@ -20,30 +22,31 @@ DEEPEST = 3  # stages, the last, whose features tell pictures apart
 
 
 def data_findings(
-    manifest: Manifest, probe: Stored, pictures: Pictures, job: Job, *, own_split: bool
+    manifest: Manifest, probe: Stored, pictures: Pictures, job: Job, own_splits: Sequence[int]
 ) -> tuple[list[Finding], list[Suspect]]:
     """Return what is to be said of a split Manifest; `probe` holds the pooled features of its rows."""
-    findings, suspects = file_findings(manifest, own_split)
-    copies, doubles = _copies(manifest, probe, pictures, job, own_split)
+    findings, suspects = file_findings(manifest, own_splits)
+    copies, doubles = _copies(manifest, probe, pictures, job, own_splits)
     labels, doubtful = _labels(manifest, probe, job)
     return [*findings, *copies, labels], [*suspects, *doubles, *doubtful]
 
 
 def _copies(
-    manifest: Manifest, probe: Stored, pictures: Pictures, job: Job, own_split: bool
+    manifest: Manifest, probe: Stored, pictures: Pictures, job: Job, own_splits: Sequence[int]
 ) -> tuple[list[Finding], list[Suspect]]:
     """Return what is to be said of equal pictures: of equal files, and of pairs that are near by features or hashes."""
     exact = exact_twins(probe.digests, range(len(manifest)))
+    kept = np.setdiff1d(np.arange(len(manifest)), [twin.second for twin in exact])  # one of each content
     taps = probe.request.taps[-DEEPEST:]
-    hashes = [perceptual_hashes(pictures.grey(rows)) for rows in pictures.blocks()]
+    hashes = [perceptual_hashes(pictures.grey(rows)) for rows in pictures.blocks(kept)]
     pairs = unique_pairs(
         [
-            feature_pairs(np.asarray(probe.pooled(taps=taps)), tap_widths(job.backbone, taps), job.options.seed),
+            feature_pairs(np.asarray(probe.pooled(kept, taps=taps)), tap_widths(job.backbone, taps), job.options.seed),
             hash_pairs(*(np.concatenate(parts) for parts in zip(*hashes, strict=True))),
         ]
     )
-    near = near_twins(apart_from(pairs, exact), pictures.of)
-    return duplicate_findings(manifest, exact, near, own_split)
+    near = near_twins(kept[pairs], pictures.of)
+    return duplicate_findings(manifest, exact, near, own_splits)
 
 
 def _labels(manifest: Manifest, probe: Stored, job: Job) -> tuple[Finding, list[Suspect]]:

@@ -18,6 +18,7 @@ from toolkit.checks.learner import Learner, first_of
 from toolkit.checks.learning import IMAGES, overfit
 from toolkit.checks.model import first_loss, gradients, last_batch, regularized_loss
 from toolkit.data.manifest import TRAIN, Manifest
+from toolkit.errors import DataError
 from toolkit.heads.linear import LinearHead, unit_rms
 from toolkit.plan import FreezeSpec, Recipe
 from toolkit.planning.probes import stratified
@@ -69,9 +70,13 @@ def baseline_findings(
     data: str | os.PathLike[str], manifest: Manifest, job: Job, model: str, lr: float | None
 ) -> list[Finding]:
     """Return whether a baseline on pixels can learn from the images, and whether its units work."""
-    common = {key: getattr(job.options, key) for key in ("seed", "device", "workers", "cache", "cache_dir")}
+    keys = ("image_size", "seed", "device", "workers", "cache", "cache_dir")
+    common = {key: getattr(job.options, key) for key in keys}
     options = BaselineOptions(model=model, lr=lr, val=job.options.val, max_pixels=job.options.max_pixels, **common)
-    examples = read_examples(open_source(data, options), options, job.store)
+    try:
+        examples = read_examples(open_source(data, options), options, job.store)
+    except DataError as error:
+        return [Finding("overfit", FAIL, f"{model} cannot be trained: {error}", "mend the data first")]
     train = examples.manifest.rows(TRAIN)
     rows = train[stratified(examples.manifest.labels[train], IMAGES, options.seed)]
     inputs, labels = examples.inputs.take(rows), torch.from_numpy(examples.manifest.labels[rows])
@@ -91,8 +96,7 @@ def baseline_findings(
 
 def _last_batch(learner: Learner, inputs: Any, labels: Tensor) -> Finding:
     """As training does it: norms that learn from batches use their running statistics for one image."""
-    modules = [m for m in learner.network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
-    if not modules:
+    if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in learner.network.modules()):
         return last_batch(learner, inputs, labels)
     return last_batch(replace(learner, network=_Settled(learner.network)), inputs, labels)
 
@@ -122,9 +126,7 @@ def _training(job: Job) -> tuple[FreezeSpec, Recipe]:
     """Return what trains and how, by the strategy; where that is open, a tail of two stages as `partial` trains it."""
     options, sizes = job.options, job.backbone.stage_sizes()
     if options.strategy in ("auto", "partial"):
-        cut = options.cut if options.cut is not None else None
-        if options.strategy == "auto" and len(sizes) > TAIL:
-            cut = len(sizes) - TAIL
+        cut = len(sizes) - TAIL if options.strategy == "auto" and len(sizes) > TAIL else options.cut
         return freezing("partial", sizes, cut), RECIPES["partial"]
     return freezing(options.strategy, sizes, None), RECIPES.get(options.strategy, RECIPES["partial"])
 

@@ -75,11 +75,15 @@ def compare(run: str, other: str, *, seed: int = 0) -> Comparison:
     first, second = _finished(run), _finished(other)
     if first.path.resolve() == second.path.resolve():
         raise SettingError(f"{first.path} is given twice; give two runs")
-    metrics = first.read("metrics.json"), second.read("metrics.json")
+    metrics = _metrics(first), _metrics(second)
     _check_classes(first.path, second.path, *(set(one["classes"]) for one in metrics))
     tables = _table(first), _table(second)
+    for folder, table, one in zip((first, second), tables, metrics, strict=True):
+        odd = sorted(set(table.predictions) - set(one["classes"]))
+        if odd:
+            raise ArtifactError(f"{folder.path}/predictions.csv predicts {odd[0]!r}, which is no class of the run")
     splits: dict[str, Paired] = {}
-    nll: dict[str, tuple[float, float]] = {}
+    nll_of: dict[str, tuple[float, float]] = {}
     left_out: dict[str, str] = {}
     for split in SPLITS:
         rows = [{table.paths[row]: row for row in table.labelled(split)} for table in tables]
@@ -91,12 +95,27 @@ def compare(run: str, other: str, *, seed: int = 0) -> Comparison:
         _check_labels(both, rows, tables, (first, second))
         right = [table.right[[of[path] for path in both]] for table, of in zip(tables, rows, strict=True)]
         splits[split] = paired(right[0], right[1], seed=seed)
-        scored = [one[split]["nll"] for one in metrics]
-        if not gone and None not in scored:
-            nll[split] = scored[0], scored[1]
+        scored = [nll for one in metrics if (nll := _number(one, split, "nll")) is not None]
+        if not gone and len(scored) == 2:
+            nll_of[split] = scored[0], scored[1]
     if not splits:
         raise DataError(f"{first.path} and {second.path} have no split with labelled images that both were scored on")
-    return Comparison(first.path, second.path, splits, nll, left_out, _remarks((first, second), metrics))
+    return Comparison(first.path, second.path, splits, nll_of, left_out, _remarks((first, second), metrics))
+
+
+def _metrics(folder: RunFolder) -> dict[str, Any]:
+    """Return a run's metrics; ArtifactError where they are not what a run writes."""
+    found = folder.read("metrics.json")
+    if not isinstance(found, dict) or not isinstance(found.get("classes"), list):
+        raise ArtifactError(f"{folder.path}/metrics.json is not one that a run wrote; its classes are missing")
+    return found
+
+
+def _number(metrics: dict[str, Any], split: str, key: str) -> float | None:
+    """Return a score of a split, None where it is missing or no number."""
+    scores = metrics.get(split)
+    value = scores.get(key) if isinstance(scores, dict) else None
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
 
 def _finished(path: str) -> RunFolder:

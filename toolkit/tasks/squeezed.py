@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,10 +39,11 @@ class Pictures:
         """Return uint8 (n, 3, 64, 64)."""
         return torch.from_numpy(np.asarray(self.values[rows]))
 
-    def blocks(self) -> Iterator[NDArray[np.int64]]:
-        """Yield all rows, some at a time."""
-        for start in range(0, len(self), BLOCK):
-            yield np.arange(start, min(start + BLOCK, len(self)))
+    def blocks(self, rows: NDArray[np.int64] | None = None) -> Iterator[NDArray[np.int64]]:
+        """Yield rows, all by default, some at a time."""
+        rows = np.arange(len(self)) if rows is None else rows
+        for start in range(0, len(rows), BLOCK):
+            yield rows[start : start + BLOCK]
 
     def grey(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return float32 (n, 32, 32) in 0..255."""
@@ -65,8 +67,10 @@ def squeezed(manifest: Manifest, job: Job) -> Iterator[Pictures]:
         return row, np.asarray(small).transpose(2, 0, 1)
 
     spans = [range(start, min(start + READ_AT_ONCE, n)) for start in range(0, n, READ_AT_ONCE)]
-    with tempfile.TemporaryFile() as file:
-        values = np.memmap(file, np.uint8, "w+", shape=(n, 3, SIDE_PX, SIDE_PX))
+    with tempfile.TemporaryFile(dir=job.store.folder) as file:
+        with suppress(AttributeError):  # not on every system; a file that only promises its bytes would end the process
+            os.posix_fallocate(file.fileno(), 0, n * 3 * SIDE_PX**2)
+        values = np.memmap(file, np.uint8, "r+", shape=(n, 3, SIDE_PX, SIDE_PX))
         with counting("looking at pictures", n) as counter:
             for batch in by_turns(squeeze, spans, list, max(1, worker_count(job.options, n))):
                 for row, small in batch:
