@@ -14,7 +14,7 @@ LEAST_COSINE = 0.7  # of centred features; copies of flowers had 0.81 and more
 HASH_PX, HASH_SIDE = 32, 8  # pixels a side, and cosine waves a side that make bits
 LEAST_WAVE = 100.0  # of 255 × 32 × 32 at most; what is weaker is rounding, and its bits say nothing
 MOST_BITS = 8  # of 63 that differ; copies that are re-encoded have 0 to 4, cropped ones up to 20
-BLOCK = 1024  # rows at a time
+BLOCK, PRODUCTS = 1024, 20_000_000  # rows at a time, and their products: 80 MB
 PROJECTED_ABOVE, PROJECTED_TO = 20_000, 256  # images, and numbers each: a cosine is then off by 0.06 or so
 
 
@@ -91,8 +91,9 @@ def _nearest(units: NDArray[np.float32], least: float, others: NDArray[np.float3
 
 
 def _blocks(units: NDArray[np.float32], others: NDArray[np.float32]) -> Iterator[tuple[int, NDArray[np.float32]]]:
-    for start in range(0, len(units), BLOCK):
-        products = units[start : start + BLOCK] @ others.T
+    size = max(16, min(BLOCK, PRODUCTS // max(1, len(others))))
+    for start in range(0, len(units), size):
+        products = units[start : start + size] @ others.T
         here = np.arange(len(products))
         products[here, start + here] = -np.inf  # itself
         yield start, products
