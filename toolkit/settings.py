@@ -59,7 +59,7 @@ def check_settings(
         if key in values and values[key] not in known[key]:
             raise unknown_name(key, str(values[key]), known[key])
     for key, (types, holds, wanted) in ranges.items():
-        if key not in values or values[key] == (words or {}).get(key):
+        if key not in values or (words and key in words and values[key] == words[key]):
             continue
         value = values[key]
         number = isinstance(value, types) and not isinstance(value, bool)

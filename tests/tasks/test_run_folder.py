@@ -72,8 +72,9 @@ def test_metrics_have_their_keys_and_null_for_what_is_missing(runs: Runs) -> Non
         "seconds",
         "val_chose",
         "folds",
+        "diagnosis",
     ]
-    assert (metrics["val_chose"], metrics["folds"]) == ("nothing", None)
+    assert (metrics["val_chose"], metrics["folds"], metrics["diagnosis"]) == ("nothing", None, None)
     assert (metrics["strategy"], metrics["backbone"]) == ("head", "efficientnet_lite0")
     assert metrics["classes"] == ["cat", "dog", "owl"]
     assert metrics["train"] == {"n": 24}
@@ -87,7 +88,7 @@ def test_metrics_have_their_keys_and_null_for_what_is_missing(runs: Runs) -> Non
 def test_the_plan_has_its_keys(runs: Runs) -> None:
     plan = strict(runs("partial").path / "plan.json")
     expected = "strategy backbone cut taps head recipe multipliers epochs views augmentation image_size "
-    expected += "similarity facts probes ways reasons runner_up predicted overridden verdict"
+    expected += "similarity facts probes ways reasons runner_up predicted overridden verdict rate_test"
     assert set(plan) == set(expected.split())
     assert plan["multipliers"] == [0, 0, 0, 0, 0, 0.01, 0.01, 0.1, 1]
     assert (plan["cut"], plan["taps"], plan["image_size"], plan["epochs"]) == (5, [4, 5, 6, 7], 32, 2)
@@ -260,6 +261,6 @@ def test_results_go_to_stdout_and_the_rest_to_stderr(
         == 0
     )
     captured = capsys.readouterr()
-    assert captured.out.startswith("partial on efficientnet_lite0") and len(captured.out.splitlines()) == 5
+    assert captured.out.startswith("partial on efficientnet_lite0") and len(captured.out.splitlines()) == 6
     for progress in ("features: 30 images", "plan: partial", "multiplier", "epoch 0: val loss", "epoch 1: train loss"):
         assert progress in captured.err and progress not in captured.out

@@ -292,7 +292,7 @@ def test_another_search_in_the_folder_is_refused(
 
 
 def test_where_nothing_can_be_trained_it_says_so(images: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="none of 3 trials could be trained; the first: the loss is not finite"):
+    with pytest.raises(DataError, match="none of 3 trials could be trained; the first: the loss was nan"):
         search(
             str(images), out=str(tmp_path / "run"), trials=3, lr=99.0, optimizer="sgd", activation="identity", **SHORT
         )

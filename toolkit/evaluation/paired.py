@@ -43,8 +43,9 @@ def paired(right: NDArray[np.bool_], other_right: NDArray[np.bool_], *, seed: in
 
     A resample of the images with replacement, both models' answers to an image together, has multinomially
     distributed wins, losses and ties: they are drawn directly, which is the paired bootstrap itself (Efron & Tibshirani
-    1993) and needs no memory. Half an image is added to wins and to losses before, where there are any: else the interval of a model that is
-    never wrong alone could not reach 0, however few images it is ahead by. Raises ValueError for other shapes.
+    1993) and needs no memory. Half an image is added to wins and to losses before, where there are any: else the
+    interval of a model that is never wrong alone could not reach 0, however few images it is ahead by. Raises
+    ValueError for other shapes.
     """
     if right.shape != other_right.shape or right.ndim != 1 or not len(right):
         raise ValueError(f"expected two bool (N,), N >= 1, got {right.shape} and {other_right.shape}")
