@@ -27,6 +27,7 @@ from toolkit.data.scan import scan
 from toolkit.data.split import assign_splits
 
 HERE = Path(__file__).resolve().parent
+NO_PICTURES = ("--pictures", "false")  # no peer draws any
 ROOT, PEERS, RESULTS = HERE.parent.parent, HERE / "peers", HERE / "results"
 
 
@@ -80,7 +81,7 @@ class Told(NamedTuple):
 
 def run_toolkit(words: Sequence[str | Path], out: Path, **environment: str) -> Told:
     """Run `toolkit finetune` with these words; its training is extraction and fit."""
-    command = [sys.executable, "-m", "toolkit", "finetune", *words, "--out", out, "--overwrite"]
+    command = [sys.executable, "-m", "toolkit", "finetune", *words, "--out", out, "--overwrite", *NO_PICTURES]
     start = time.perf_counter()
     subprocess.run(command, check=True, capture_output=True, cwd=ROOT, env={**os.environ, **environment})
     process = time.perf_counter() - start

@@ -102,6 +102,6 @@ def test_it_is_pure_and_without_line_breaks(some: list[dict[str, Any]]) -> None:
 
 
 def test_the_short_form() -> None:
-    assert in_short(OVERFIT[2]) == "gap +0.170 (overfitting)"
+    assert in_short(OVERFIT[2]) == "gap +0.170"
     assert in_short({**OVERFIT[2], "train_accuracy": 0.8 + GAP / 2}) == "gap +0.025"
     assert in_short({"epoch": 0, "val_accuracy": 0.3}) == ""

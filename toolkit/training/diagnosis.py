@@ -130,7 +130,7 @@ def in_short(row: Row) -> str:
     if not (_has(row, "train_accuracy") and _has(row, "val_accuracy")):
         return ""
     gap = _of(row, "train_accuracy") - _of(row, "val_accuracy")
-    return f"gap {gap:+.3f}" + (" (overfitting)" if gap > GAP else "")
+    return f"gap {gap:+.3f}"
 
 
 def _epochs(n: int) -> str:
