@@ -18,7 +18,7 @@ from toolkit.checks.candidates import (
     perceptual_hashes,
     unique_pairs,
 )
-from toolkit.checks.copies import exact_twins, near_twins
+from toolkit.checks.copies import Twin, exact_twins, near_twins, with_copies
 
 
 def squeezed(image: Image.Image) -> Tensor:
@@ -117,6 +117,15 @@ def test_equal_contents_are_twins_of_the_first() -> None:
     assert [(twin.first, twin.second, twin.exact) for twin in twins] == [(0, 2, True), (0, 3, True)]
     assert unique_pairs([np.array([[2, 1], [0, 1], [1, 0]])]).tolist() == [[0, 1], [1, 2]]
     assert unique_pairs([]).shape == (0, 2)
+
+
+def test_what_a_copy_of_a_copy_leaks_is_told_too() -> None:
+    exact = [Twin(0, 1, True, "the same file"), Twin(0, 2, True, "the same file")]
+    near = [Twin(0, 5, False, "saved again", 0.98)]
+    kinds = ["val", "train", "train", "", "", "val"]
+    found = with_copies(near, exact, kinds)
+    assert [(twin.first, twin.second) for twin in found] == [(0, 5), (1, 5)]
+    assert with_copies(near, [], kinds) == near
 
 
 def test_near_twins_say_what_was_done() -> None:

@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import toolkit
 from tests.tasks.small import SMALL, words
@@ -85,6 +86,7 @@ def test_a_backbone_of_ones_own_is_left_as_it_was(photos: Path) -> None:
         ({"model": "knn"}, "unknown"),
         ({"backbone": "auto"}, "name one"),
         ({"lr": -1.0}, "lr"),
+        ({"lr": "auto"}, "lr"),
         ({"fix_list": "/no/such/folder/fix.csv"}, "does not exist"),
     ],
 )
@@ -108,5 +110,52 @@ def test_a_rate_that_moves_nothing_fails_with_its_own_words(photos: Path) -> Non
 @pytest.mark.parametrize("strategy", ["head", "full", "scratch"])
 def test_every_strategy_is_tried(photos: Path, strategy: str) -> None:
     report = toolkit.check(str(photos), strategy=strategy, **SMALL)
-    assert report.finding("gradients").status == "pass", report.finding("gradients")
-    assert report.finding("overfit").status == "pass", report.finding("overfit")
+    for name in ("first_loss", "regularized_loss", "gradients", "last_batch", "overfit"):
+        assert report.finding(name).status == "pass", report.finding(name)
+
+
+@pytest.mark.parametrize("model", ["linear", "svm"])
+def test_a_baseline_whose_weights_begin_at_zero_is_sound(photos: Path, model: str) -> None:
+    report = toolkit.check(str(photos), model=model, **SMALL)
+    assert report.finding("regularized_loss").status == "pass", report.finding("regularized_loss")
+
+
+def test_a_list_takes_the_place_of_an_older_list_alone(data: Path, tmp_path: Path) -> None:
+    before, listed = contents(data), tmp_path / "fix.csv"
+    for place in (sorted((data / "cat").iterdir())[0], data, tmp_path / "nowhere" / "fix.csv"):
+        with pytest.raises(ToolkitError, match="fix"):
+            toolkit.check(str(data), fix_list=str(place), **SMALL)
+    assert contents(data) == before
+    for _ in range(2):
+        toolkit.check(str(data), fix_list=str(listed), **SMALL)
+    assert listed.read_text(encoding="utf-8").startswith("path,split,label,finding,detail\n")
+
+
+def test_many_equal_files_hide_no_changed_copy(photos: Path, tmp_path: Path) -> None:
+    split = tmp_path / "data"
+    for number, file in enumerate(sorted(file for file in photos.rglob("*") if file.is_file())):
+        place = split / ("val" if number % 5 == 0 else "train") / file.parent.name
+        place.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, place)
+    first = sorted((split / "train" / "cat").iterdir())[0]
+    for number in range(8):
+        shutil.copy(first, first.with_stem(f"copy{number}"))
+    Image.open(first).convert("RGB").save(split / "val" / "cat" / "again.jpg", quality=60)
+    report = toolkit.check(str(split), **SMALL)
+    assert report.finding("leaks").status == "fail", report.finding("leaks")
+    assert any(one.finding == "leaks" and one.path == "val/cat/again.jpg" for one in report.suspects)
+
+
+def test_a_test_split_of_ones_own_is_judged_too(photos: Path, tmp_path: Path) -> None:
+    split = tmp_path / "data"
+    shutil.copytree(photos, split / "train")
+    shutil.copytree(photos, split / "test")
+    assert toolkit.check(str(split), **SMALL).finding("leaks").status == "fail"
+
+
+@pytest.mark.parametrize(
+    "options", [{"cut": 3}, {"model": "mlp", "strategy": "partial"}, {"model": "mlp", "strategy": "partial", "cut": 3}]
+)
+def test_what_would_not_be_used_is_refused(photos: Path, options: dict[str, object]) -> None:
+    with pytest.raises(ToolkitError, match="not used"):
+        toolkit.check(str(photos), **{**SMALL, **options})  # type: ignore[arg-type]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -60,6 +60,26 @@ def near_twins(pairs: Pairs, pictures: Callable[[NDArray[np.int64]], Tensor]) ->
             how = _in_words(bool(found.mirrored[place]), float(found.window[place]))
             twins.append(Twin(first, second, False, how, float(found.likeness[place])))
     return twins
+
+
+def with_copies(near: Sequence[Twin], exact: Sequence[Twin], kinds: Sequence[Hashable]) -> list[Twin]:
+    """Return near twins, and those that their exact copies make, one for each pair of kinds.
+
+    near: between rows of which each stands for all of its content. kinds: of every row, such as label and split.
+    """
+    members: dict[int, list[int]] = {}
+    for twin in exact:
+        members.setdefault(twin.first, [twin.first]).append(twin.second)
+    found = []
+    for twin in near:
+        seen = set()
+        for first in members.get(twin.first, [twin.first]):
+            for second in members.get(twin.second, [twin.second]):
+                pair = kinds[first], kinds[second]
+                if pair not in seen:
+                    seen.add(pair)
+                    found.append(replace(twin, first=first, second=second))
+    return found
 
 
 def _in_words(mirrored: bool, window: float) -> str:

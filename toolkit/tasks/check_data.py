@@ -8,7 +8,7 @@ import numpy as np
 
 from toolkit.backbones.taps import tap_widths
 from toolkit.checks.candidates import feature_pairs, hash_pairs, perceptual_hashes, unique_pairs
-from toolkit.checks.copies import exact_twins, near_twins
+from toolkit.checks.copies import exact_twins, near_twins, with_copies
 from toolkit.checks.duplicates import duplicate_findings
 from toolkit.checks.files import file_findings
 from toolkit.checks.finding import Finding, Suspect
@@ -45,7 +45,8 @@ def _copies(
             hash_pairs(*(np.concatenate(parts) for parts in zip(*hashes, strict=True))),
         ]
     )
-    near = near_twins(kept[pairs], pictures.of)
+    kinds = list(zip(manifest.labels.tolist(), manifest.splits.tolist(), strict=True))
+    near = with_copies(near_twins(kept[pairs], pictures.of), exact, kinds)
     return duplicate_findings(manifest, exact, near, own_splits)
 
 
