@@ -116,8 +116,6 @@ class Options:
                     raise SettingError(f"{key}: name the backbone that it is for; 'auto' compares pretrained ones")
         else:
             check_backbone(self.backbone)
-        if self.track and self.strategy == "head":
-            raise SettingError("track is not used by the strategy 'head', which trains no epochs; remove it")
         if self.strategy != "auto":
             self.refuse_unused(self.strategy)
             if self.budget is not None:
@@ -133,6 +131,10 @@ class Options:
 
     def refuse_unused(self, strategy: str, chosen_by: str = "") -> None:
         """Raise SettingError if a key is set that the strategy does not use."""
+        if self.track and strategy == "head":
+            raise SettingError(
+                f"track is not used by the strategy 'head'{chosen_by}, which trains no epochs; remove it"
+            )
         for key, strategies in USED_BY.items():
             if self.given(key) and strategy not in strategies:
                 raise SettingError(

@@ -303,3 +303,20 @@ def test_without_optuna_it_says_what_to_install(images: Path, tmp_path: Path, mo
     with pytest.raises(ToolkitError, match=r"pip install 'transfer-toolkit\[search\]'"):
         search(str(images), out=str(tmp_path / "run"), **SHORT)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_journal_that_no_search_wrote_is_left_alone(tmp_path: Path) -> None:
+    from toolkit.tuning.journal import is_journal
+
+    path = tmp_path / "study.jsonl"
+    for text, ours in (
+        ('{"my": "own"}', False),
+        ('{"my": "own"}\n', False),
+        ("", True),
+        ('{"op_c', True),
+        ('{"op_code":0,"study_name":"search"}\n', True),
+        ('{"op_code":0,"study_name":"mine"}\n', False),
+    ):
+        path.write_text(text, encoding="utf-8")
+        assert is_journal(path, "search") == ours, text
+    assert not is_journal(tmp_path / "nothing", "search")

@@ -62,8 +62,10 @@ def test_where_the_defaults_win_there_is_no_gain() -> None:
 
 
 def test_what_diverges_on_other_folds_is_out() -> None:
-    final, _ = play(TRIALS, {"lucky": 0.6, "weak": 0.9})
+    final, _ = play(TRIALS, {"lucky": 0.6, "weak": 0.9}, third={"weak": 0.7})
     assert final.best.options == {"name": "weak"} and [number for number, *_ in final.finalists] == [1, 3]
     final, _ = play(TRIALS, third={"sound": 0.7})
     assert final.best.options == {"name": "sound"} and final.gain is None, "the defaults cannot be trained there"
+    final, _ = play(TRIALS, {"lucky": 0.6, "weak": 0.9}, third={"sound": 0.7})
+    assert final.best.options == {} and final.gain is None, "what cannot be trained there is not shipped"
     assert play(TRIALS, {})[0] is None and play([])[0] is None

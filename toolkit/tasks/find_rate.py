@@ -7,17 +7,19 @@ from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from toolkit.artifacts.run_folder import LR_RANGE, LR_RANGE_PICTURE, PLAN, RunFolder
 from toolkit.backbones.taps import tap_widths
 from toolkit.data.loading import Batch
-from toolkit.data.manifest import Manifest
+from toolkit.data.manifest import TEST, VAL, Manifest
 from toolkit.features.prefix import Activations
 from toolkit.hardware import resolve_precision
 from toolkit.heads.linear import LinearHead, unit_rms
 from toolkit.options import AUTO_RATE
+from toolkit.planning.probes import stratified
 from toolkit.progress import say
 from toolkit.storage import publish_text
 from toolkit.tasks.job import Job
@@ -108,12 +110,16 @@ def _batches(manifest: Manifest, prepared: Prepared, job: Job) -> Any:
 
 
 def _looked_at(manifest: Manifest, prepared: Prepared, job: Job) -> list[tuple[Tensor | Activations, Tensor]]:
+    """Return batches of images that were held out, of every class its share where they are many."""
+    rows = manifest.rows(VAL)
+    others = np.delete(rows, stratified(manifest.labels[rows], LOOKED_AT, job.options.seed))
+    splits = manifest.splits.copy()
+    splits[others] = TEST
+    manifest = replace(manifest, splits=splits)
     found: list[tuple[Tensor | Activations, Tensor]] = []
-    n = 0
     for batch in make_data(prepared, manifest, job).val_dataloader():
-        if len(batch.labels) and n < LOOKED_AT:
+        if len(batch.labels):
             found.append(_on(batch, job.device))
-            n += len(batch.labels)
     return found
 
 

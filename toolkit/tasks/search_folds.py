@@ -54,7 +54,9 @@ def without_fold(manifest: Manifest, folds: NDArray[np.int64], fold: int, *, jud
 
 
 def judged(rows: NDArray[np.int64], scores: Tensor, labels: NDArray[np.int64]) -> Judged:
-    """Return how scores (n, C) of some rows do against their labels (n,)."""
+    """Return how scores (n, C) of some rows do against their labels (n,); DataError for scores that are no numbers."""
+    if not bool(scores.isfinite().all()):
+        raise DataError("the scores are no numbers: the training diverged")
     wanted = torch.from_numpy(labels)
     nll = F.cross_entropy(scores.double(), wanted, reduction="none")
     return Judged(rows, (scores.argmax(dim=1) == wanted).numpy(), nll.numpy())

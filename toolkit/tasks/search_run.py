@@ -23,12 +23,13 @@ from toolkit.tasks.apart import check_apart
 from toolkit.tasks.search_trials import Trials, open_trials
 from toolkit.tuning.final import play_final
 from toolkit.tuning.gain import Gain
-from toolkit.tuning.outcomes import Outcome, counts_of, spelled, trials_csv
+from toolkit.tuning.journal import is_journal
+from toolkit.tuning.outcomes import RUNNING, Outcome, counts_of, spelled, trials_csv
 from toolkit.tuning.picture import draw_search
 from toolkit.tuning.samplers import Schedule
 from toolkit.tuning.space import described
 from toolkit.tuning.spaces import as_options
-from toolkit.tuning.study import JOURNAL, LOCKS, Study
+from toolkit.tuning.study import JOURNAL, LOCKS, NAME, Study
 
 BEST, TRIALS, SUMMARY, PICTURE = "best.yaml", "trials.csv", "search.json", "search.png"
 NOT_ABOUT = ("workers", "cache", "cache_dir")  # what changes no result
@@ -121,6 +122,8 @@ def _check_place(where: Path) -> None:
         raise ArtifactError(f"{where} holds a run; choose another --out for the search")
     if JOURNAL not in present and any(name != LOCKS and not name.startswith(TEMPORARY_PREFIX) for name in present):
         raise ArtifactError(f"{where} is not empty and holds no search; choose another --out")
+    if JOURNAL in present and not is_journal(where / JOURNAL, NAME):
+        raise ArtifactError(f"{where / JOURNAL} is not one that a search wrote; choose another --out")
 
 
 def _finished(
@@ -159,15 +162,19 @@ def _finished(
         "settings": kept,
         "command": command,
     }
-    head = f"# {command}\n# found by toolkit search: {best.accuracy:.3f} on held-out folds of the training images\n"
+    told = f"found by toolkit search: {best.accuracy:.3f} on held-out folds of the training images"
+    if not kept:
+        told = "toolkit search found nothing better than the default settings"
+    head = f"# {command}\n# {told}\n"
     config = {"data": str(Path(data).expanduser().absolute()), **ours.given, **kept}
     publish_text(where / BEST, head + yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
     publish_text(where / TRIALS, trials_csv(outcomes, ours.defaults))
     title = f"Search for {ours.what}: {len(outcomes)} trials by {schedule.sampler}"
     publish_bytes(where / PICTURE, draw_search(title, ours.space, outcomes, best))
     publish_json(where / SUMMARY, summary)
-    for lock in (where / LOCKS).glob("[0-9]*.lock"):
-        lock.unlink(missing_ok=True)
+    for one in outcomes:
+        if one.state != RUNNING:  # by another process
+            (where / LOCKS / f"{one.number:05d}.lock").unlink(missing_ok=True)
     return SearchReport(where, summary)
 
 

@@ -19,9 +19,7 @@ CAPACITY = "train more of it (strategy partial or full, a smaller cut), or take 
 Row = Mapping[str, float | None]
 
 
-def diagnose(
-    rows: Sequence[Row], *, n_val: int | None = None, blended: bool = False, mixing: float | None = None
-) -> str:
+def diagnose(rows: Sequence[Row], *, n_val: int | None = None, blended: bool = False) -> str:
     """Return one or a few sentences, each with its numbers, on the rows of a history.csv (`History`).
 
     notes: Babysitting the learning process: a big gap between training and validation accuracy is overfitting, no gap

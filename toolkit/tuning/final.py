@@ -61,6 +61,10 @@ def play_final(outcomes: Sequence[Outcome], deal: Callable[[int], Objective]) ->
         return Final(best, told, None)
     third = deal(THIRD_DEAL)
     try:
-        return Final(best, told, Gain.of(all_folds(third, best.options), all_folds(third, {})))
-    except ToolkitError:  # one of them cannot be trained there: how much is won is unknown
+        ours = all_folds(third, best.options)
+    except ToolkitError:  # what diverges on some folds is no better than the defaults
+        return Final(outcomes[0], told, None)
+    try:
+        return Final(best, told, Gain.of(ours, all_folds(third, {})))
+    except ToolkitError:  # how much is won is unknown
         return Final(best, told, None)

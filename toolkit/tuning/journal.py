@@ -43,6 +43,19 @@ class WholeLines:
         self.lock.release()
 
 
+def is_journal(path: Path, study: str) -> bool:
+    """Return whether a file is the journal of a study of that name, or the beginning of one."""
+    try:
+        with open(path, "rb") as file:
+            first = file.readline(1_000)
+    except OSError:
+        return False
+    start = b'{"op_code":0'
+    if not first.endswith(b"\n"):  # killed in its first line
+        return first[: len(start)] == start[: len(first)]
+    return first.startswith(start) and f'"study_name":"{study}"'.encode() in first
+
+
 def open_journal(path: Path) -> JournalStorage:
     """Return the storage in a file, which is made if it is not there; ArtifactError for one that is no journal."""
     try:

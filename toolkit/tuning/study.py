@@ -12,7 +12,8 @@ from filelock import FileLock, Timeout
 from optuna.pruners import MedianPruner
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from toolkit.errors import ArtifactError, ToolkitError
+from toolkit.errors import ArtifactError, LostWorkerError, ToolkitError
+from toolkit.features.passes import NoRoomError
 from toolkit.tuning.journal import open_journal
 from toolkit.tuning.objective import Objective
 from toolkit.tuning.outcomes import COARSE, DEFAULT, FAILED, FINISHED, PRUNED, RUNNING, Judged, Outcome
@@ -126,6 +127,8 @@ class Study:
                 if fold + 1 < n_folds and self._hopeless(trial, stage, fold, Judged.joined(parts).value):
                     state = TrialState.PRUNED
                     break
+        except (ArtifactError, LostWorkerError, NoRoomError):
+            raise  # the machine's fault, not the settings': the trial is run again
         except ToolkitError as error:
             state, reason = TrialState.FAIL, str(error)
         result: dict[str, Any] = {"stage": stage, "options": options, "reason": reason}
