@@ -148,7 +148,7 @@ INPUT_DEFECTS = [
         "blind_backbone",
         "the last stage of an own backbone is silent, whatever it sees",
         "overfit",
-        FAIL,
+        WARN,  # the head sees earlier stages too, and learns from them, if slowly
         lambda folder: Planted(folder, settings={"backbone": random_backbone(bias=-1000.0)}),
         lambda folder: Planted(folder, settings={"backbone": random_backbone()}),
     ),
