@@ -26,6 +26,17 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def no_waiting_for_disks() -> Iterator[None]:
+    """Sync nothing in this process: only a power cut shows the difference, and on a busy disk a sync takes seconds.
+
+    When files are synced is tested for itself; processes that tests start and kill sync as they always do.
+    """
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(os, "fsync", lambda handle: None)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keep the features that tests compute out of the person's cache."""
     before = os.environ.get("XDG_CACHE_HOME")
