@@ -159,8 +159,8 @@ class TransferPlan:
     evidence, None where nothing measured them. ways: what was weighed, the chosen one among them, each with its
     strategy, cut, expected gain in accuracy over the head, work, and whether that is within the budget. overridden:
     keys that the user set. verdict: how much of the fine-tuning was kept, and why (`toolkit.training.mixing.Verdict`);
-    None where nobody had to judge. rate_test: what a range test found: `multiplier` on the strategy's own rate and
-    `steps`; None where there was none.
+    None where nobody had to judge. rate_test: what a range test found: `multiplier` on the strategy's own rate,
+    `steps`, and the `rehearsals` of rates that had the last word; None where there was none.
     """
 
     strategy: str

@@ -25,6 +25,9 @@ def test_what_is_found_is_trained_with_and_written_down(photos: Path, tmp_path: 
     plan = json.loads((tmp_path / "run" / "plan.json").read_text())
     lr = plan["recipe"]["lr"]
     assert lr == float(f"{0.01 * plan['rate_test']['multiplier']:.3g}") and plan["rate_test"]["steps"] > 10
+    rehearsals = plan["rate_test"]["rehearsals"]
+    assert len(rehearsals) > 2 and plan["rate_test"]["multiplier"] in [one["multiplier"] for one in rehearsals]
+    assert rehearsals[0]["multiplier"] == 1.0, "the strategy's own rate takes part"
     assert plan["reasons"][-1].startswith("range test: ") and plan["reasons"][-1].endswith(f"lr {lr:g} instead of 0.01")
     assert "lr" not in plan["overridden"]
     assert [rate for _, rate, _ in fits] == [lr]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from pathlib import Path
 
 from toolkit.storage import publishing
@@ -39,6 +40,10 @@ def range_chart(found: RangeTest, path: Path) -> None:
         axes.plot(xs, smoothed(ys), "-", color="tab:blue", label="the same, running median")
         high, low = max(smoothed(ys)), min(smoothed(ys))
         axes.set_ylim(0, max(high, low + 0.2) * 1.15)
+    tried = [one for one in found.rehearsals if math.isfinite(one.loss)]
+    if tried:
+        places = [one.multiplier * found.lr for one in tried], [one.loss for one in tried]
+        axes.plot(*places, "D", color="tab:red", ms=5, label="short trainings, images held out")
     axes.axvline(found.suggested_lr, color="tab:red", lw=1.2, label=f"suggested: {found.suggested_lr:g}")
     axes.axvline(found.lr, color="0.4", lw=1, ls=":", label=f"the strategy's own: {found.lr:g}")
     axes.set_xscale("log")

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import math
 import statistics
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
 
-from toolkit.features.prefix import Activations
 from toolkit.hardware import autocast, true_float32
-from toolkit.training.checkpoints import random_state, set_random_state
 from toolkit.training.module import TransferModule
+from toolkit.training.rehearsal import Rehearsal, settled_on
+from toolkit.training.tryout import Labelled, as_it_was, learn
 
 LOW, HIGH, STEPS = 1e-3, 1e2, 76  # fifteen steps a decade
 EVERY = 2  # steps from one look at the images held out to the next
@@ -26,8 +23,6 @@ DIVERGED, DIVERGED_NATS = 1.5, 0.2  # times the lowest loss, or above it: from t
 HARM, HARM_NATS = 1.1, 0.02  # the same, where a rate begins to do harm
 LEAST_OF_HARM = 1 / 30  # of the rate that does harm: what moves less than that, learns next to nothing
 OF_TRAINING = 0.1  # of the rate where the loss of training batches is lowest, which falls as long as it learns at all
-
-Labelled = tuple[Tensor | Activations, Tensor]
 
 
 @dataclass(frozen=True)
@@ -42,12 +37,14 @@ class RangePoint:
 
 @dataclass(frozen=True)
 class RangeTest:
-    """The curve, and the factor that it suggests; reason: in words. lr: the head's rate at a factor of 1."""
+    """The curve, and the factor that it suggests; reason: in words. lr: the head's rate at a factor of 1. rehearsals:
+    short trainings that had the last word on the factor, in their order."""
 
     lr: float
     points: tuple[RangePoint, ...]
     multiplier: float
     reason: str
+    rehearsals: tuple[Rehearsal, ...] = ()
 
     @property
     def suggested_lr(self) -> float:
@@ -86,10 +83,9 @@ def range_test(
     """
     device = module.network.normalise.mean.device
     precision = "32-true" if precision == "16-mixed" else precision
-    with _as_it_was(module, optimizer), torch.enable_grad():
+    with as_it_was(module, optimizer), torch.enable_grad():
         used = optimizer or module.make_optimizer(fused=precision == "32-true")
         rates = [group["lr"] for group in used.param_groups]
-        learning = [p for group in used.param_groups for p in group["params"]]
         stream = itertools.chain.from_iterable(batches(epoch) for epoch in itertools.count())
         points: list[RangePoint] = []
         module.train()
@@ -97,18 +93,11 @@ def range_test(
             multiplier = low * (high / low) ** (step / max(1, steps - 1))
             for group, rate in zip(used.param_groups, rates, strict=True):
                 group["lr"] = rate * multiplier
-            inputs, labels = next(stream)
-            used.zero_grad()
-            with autocast(precision, device):
-                loss = module.batch_loss(inputs, labels)
-            if not bool(loss.isfinite()):
+            loss = learn(module, used, next(stream), precision, clip)
+            if loss is None:
                 break
-            torch.autograd.backward(loss)
-            if clip is not None:
-                nn.utils.clip_grad_norm_(learning, clip)
-            used.step()
             seen = _loss_of(module, held_out, precision, device) if held_out and step % EVERY == 0 else None
-            points.append(RangePoint(multiplier, float(loss.detach()), seen))
+            points.append(RangePoint(multiplier, loss, seen))
             if _diverged(_curve(points)):
                 break
     return suggestion(tuple(points), module.recipe.lr)
@@ -137,6 +126,18 @@ def suggestion(points: Sequence[RangePoint], lr: float) -> RangeTest:
         f"times the recipe's rates, and worse from {harm:.2g} times on ({len(points)} steps)"
     )
     return RangeTest(lr, tuple(points), factor, reason)
+
+
+def settled(found: RangeTest, rehearsals: Sequence[Rehearsal], n_steps: int) -> RangeTest:
+    """Return the RangeTest with the factor that rehearsals settled on, and a reason that says so."""
+    chosen = settled_on(rehearsals)
+    losses = ", ".join(f"{one.loss:.3f} at {one.multiplier:.2g} times" for one in sorted(rehearsals, key=_factor))
+    reason = f"{found.reason}; {n_steps} steps of training came to a loss of {losses}"
+    return replace(found, multiplier=chosen.multiplier, reason=reason, rehearsals=tuple(rehearsals))
+
+
+def _factor(one: Rehearsal) -> float:
+    return one.multiplier
 
 
 def _curve(points: Sequence[RangePoint]) -> list[tuple[float, float]]:
@@ -171,30 +172,3 @@ def _loss_of(module: TransferModule, batches: Sequence[Labelled], precision: str
             n += len(labels)
     module.train()
     return total / max(1, n)
-
-
-@contextmanager
-def _as_it_was(module: TransferModule, optimizer: torch.optim.Optimizer | None) -> Iterator[None]:
-    """Put back at the end whatever a training changes."""
-    network = module.network
-    parts: list[nn.Module] = [*network.stages[network.spec.cut :], network.head]
-    tensors = [tensor for part in parts for tensor in (*part.parameters(), *part.buffers())]
-    values = [tensor.detach().clone() for tensor in tensors]
-    gradients = [tensor.grad for tensor in tensors]
-    for tensor in tensors:
-        tensor.grad = None
-    modes = [(part, part.training) for part in module.modules()]
-    state = None if optimizer is None else copy.deepcopy(optimizer.state_dict())
-    drawn = random_state()
-    try:
-        yield
-    finally:
-        set_random_state(drawn)
-        with torch.no_grad():
-            for tensor, value, gradient in zip(tensors, values, gradients, strict=True):
-                tensor.copy_(value)
-                tensor.grad = gradient
-        for part, mode in modes:
-            part.training = mode
-        if optimizer is not None and state is not None:
-            optimizer.load_state_dict(state)

@@ -1,0 +1,153 @@
+"""Short trainings, each with another factor on all rates: what a single step at a rate cannot tell."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from toolkit.hardware import autocast, true_float32
+from toolkit.heads.temperature import best_temperature, negative_log_likelihoods
+from toolkit.training.module import TransferModule
+from toolkit.training.schedule import warmup_cosine
+from toolkit.training.tryout import Labelled, as_it_was, learn
+
+APART = 3.0  # from one factor to the next
+AT_MOST = 6  # rehearsals
+
+
+@dataclass(frozen=True, eq=False)
+class Rehearsal:
+    """What a short training with a factor on all rates came to, on images held out of it.
+
+    losses: float64 (n,), negative log-likelihoods in nats, at the temperature that suits these images best, for a
+    model's probabilities are calibrated in the end; infinite where a step came to no number. hits: bool (n,).
+    """
+
+    multiplier: float
+    losses: NDArray[np.float64]
+    hits: NDArray[np.bool_]
+
+    @property
+    def loss(self) -> float:
+        """The mean loss."""
+        return float(self.losses.mean())
+
+    @property
+    def accuracy(self) -> float:
+        """The share that is right."""
+        return float(self.hits.mean())
+
+    def to_dict(self) -> dict[str, float | None]:
+        """Return plain values for JSON; a loss that is no number is None."""
+        loss = round(self.loss, 6) if math.isfinite(self.loss) else None
+        return {"multiplier": round(self.multiplier, 6), "loss": loss, "accuracy": round(self.accuracy, 6)}
+
+    @classmethod
+    def joined(cls, parts: Sequence[Rehearsal]) -> Rehearsal:
+        """Return several with one factor, each without other images, as one."""
+        losses, hits = (np.concatenate([getattr(part, name) for part in parts]) for name in ("losses", "hits"))
+        return cls(parts[0].multiplier, losses, hits)
+
+
+@true_float32()
+def rehearse(
+    module: TransferModule,
+    batches: Callable[[int], Iterable[Labelled]],
+    held_out: Iterable[Labelled],
+    multiplier: float,
+    *,
+    steps: int,
+    precision: str = "32-true",
+    clip: float | None = 1.0,
+) -> Rehearsal:
+    """Return what so many steps with a factor on the rates of all groups come to; the module stays as it was.
+
+    It does to the bit, as after a range test. The rates warm up and fall as the recipe has it, over these steps.
+    batches: epoch (from 0) → that epoch's batches, on the module's device. held_out: labelled batches, one image or
+    more. precision: resolved; "16-mixed" is done in full.
+    """
+    precision = "32-true" if precision == "16-mixed" else precision
+    recipe = module.recipe
+    with as_it_was(module, None), torch.enable_grad():
+        optimizer = module.make_optimizer(fused=precision == "32-true")
+        rates = [group["lr"] * multiplier for group in optimizer.param_groups]
+        stream = itertools.chain.from_iterable(batches(epoch) for epoch in itertools.count())
+        module.train()
+        for step, batch in enumerate(itertools.islice(stream, steps)):
+            factor = warmup_cosine(step, total_steps=steps, warmup_steps=round(steps * recipe.warmup))
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * factor
+            if learn(module, optimizer, batch, precision, clip) is None:
+                return _no_number(multiplier, sum(len(labels) for _, labels in held_out))
+        return _judged(module, held_out, multiplier, precision)
+
+
+def _judged(module: TransferModule, held_out: Iterable[Labelled], multiplier: float, precision: str) -> Rehearsal:
+    module.eval()
+    scores, classes = [], []
+    with torch.no_grad():
+        for inputs, labels in held_out:
+            with autocast(precision, labels.device):
+                scores.append(module.network(inputs).float().cpu())
+            classes.append(labels.cpu())
+    logits, own = torch.cat(scores).numpy(), torch.cat(classes).numpy()
+    if not np.isfinite(logits).all():
+        return _no_number(multiplier, len(own))
+    losses = negative_log_likelihoods(logits, own, best_temperature(logits, own))
+    return Rehearsal(multiplier, losses, logits.argmax(axis=1) == own)
+
+
+def _no_number(multiplier: float, n: int) -> Rehearsal:
+    return Rehearsal(multiplier, np.full(n, np.inf), np.zeros(n, dtype=bool))
+
+
+def climb(
+    rehearsed: Callable[[float], Rehearsal], starts: Sequence[float], *, low: float, high: float
+) -> tuple[Rehearsal, ...]:
+    """Return rehearsals, in their order: of every start, then from the best one on by threes, as long as that helps.
+
+    From the best start larger factors come first, then smaller ones if the first larger one was no better. None is
+    outside of low to high.
+    """
+    done = [rehearsed(start) for start in starts]
+    best = lowest(done)
+    for direction in (APART, 1 / APART):
+        first = best
+        while len(done) < AT_MOST and low <= best.multiplier * direction <= high:
+            done.append(rehearsed(best.multiplier * direction))
+            if not done[-1].loss < best.loss:
+                break
+            best = done[-1]
+        if best is not first:
+            break
+    return tuple(done)
+
+
+def lowest(done: Sequence[Rehearsal]) -> Rehearsal:
+    """Return the one with the smallest loss; of equal ones the first."""
+    return min(done, key=lambda one: one.loss)
+
+
+def settled_on(done: Sequence[Rehearsal]) -> Rehearsal:
+    """Return the one whose factor is nearest to 1, the strategy's own rate, among those that are no worse than the
+    lowest by more than a standard error of the difference, image by image."""
+    best = lowest(done)
+    if not math.isfinite(best.loss):
+        return min(done, key=_from_one)
+    near = [one for one in done if math.isfinite(one.loss) and _is_near(one, best)]
+    return min(near, key=_from_one)
+
+
+def _is_near(one: Rehearsal, best: Rehearsal) -> bool:
+    worse = one.losses - best.losses
+    return float(worse.mean()) <= float(worse.std()) / math.sqrt(len(worse))
+
+
+def _from_one(one: Rehearsal) -> float:
+    return abs(math.log(one.multiplier))
