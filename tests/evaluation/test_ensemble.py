@@ -119,12 +119,15 @@ def test_company_and_order_change_nothing(passes: int | None) -> None:
     whole = judged(pixels, *members, passes=passes)
     turned = judged(pixels.flip(0), *members, passes=passes)
     assert whole.spread is not None and turned.spread is not None and whole.spread.min() > 0
-    assert torch.equal(turned.probabilities.flip(0), whole.probabilities)
-    assert torch.equal(turned.spread.flip(0), whole.spread)
+    # Some CPUs round a row of a matrix product by its place in it: only what has the same place is equal to the bit.
+    torch.testing.assert_close(turned.probabilities.flip(0), whole.probabilities, atol=1e-6, rtol=0)
+    torch.testing.assert_close(turned.spread.flip(0), whole.spread, atol=1e-6, rtol=0)
     for number in (0, 31, 32, 39):
         alone = judged(pixels[number : number + 1], *members, passes=passes)
-        assert torch.equal(alone.probabilities[0], whole.probabilities[number])
-        assert alone.spread is not None and alone.spread[0] == whole.spread[number]
+        assert alone.spread is not None
+        same = 0 if number % 32 == 0 else 1e-6
+        torch.testing.assert_close(alone.probabilities[0], whole.probabilities[number], atol=same, rtol=0)
+        torch.testing.assert_close(alone.spread[0], whole.spread[number], atol=same, rtol=0)
 
 
 def test_passes_are_opinions() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -123,7 +125,10 @@ def test_a_mapped_file_is_taken(tmp_path):
     features, labels = clouds([50, 40, 30])
     np.save(tmp_path / "x.npy", features)
     mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
-    assert choose_head(mapped, labels, 3, (6, 10)).candidates == choose_head(features, labels, 3, (6, 10)).candidates
+    from_file, from_memory = (choose_head(rows, labels, 3, (6, 10)).candidates for rows in (mapped, features))
+    assert [one.nll for one in from_file] == pytest.approx([one.nll for one in from_memory], rel=1e-5)
+    # what may not be written to is multiplied by another library, whose last bits differ on some CPUs
+    assert [replace(one, nll=0.0) for one in from_file] == [replace(one, nll=0.0) for one in from_memory]
 
 
 @pytest.mark.parametrize("kind", ["auto", *KINDS])
