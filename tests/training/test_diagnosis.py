@@ -25,8 +25,9 @@ FLAT = rows([0.6] * 8, [0.6] * 8, [1.0, 0.99, 0.99, 0.99, 0.99, 0.99, 0.99, 0.99
 
 def test_a_gap_is_overfitting_and_names_what_to_raise() -> None:
     text = diagnose(OVERFIT, n_val=1000)
-    assert text.startswith("Overfitting: at epoch 3 training accuracy is 0.970 and validation accuracy 0.800, a gap of")
-    assert "a gap of 0.170" in text and "has risen by 25% since" in text
+    assert text.startswith("Overfitting: at epoch 4 training accuracy is 0.990 and validation accuracy 0.790, a gap of")
+    assert "a gap of 0.200" in text and "has risen by 25% since its lowest, 0.600 at epoch 3" in text
+    assert "at epoch 3 training accuracy is 0.970 and" in diagnose(OVERFIT, n_val=1000, keeps_best=True)
     for key in ("weight_decay", "augment", "views", "mixup", "drop_path", "label_smoothing", "fewer stages"):
         assert key in text
     assert "capacity" not in text and "more epochs" not in text
@@ -62,7 +63,7 @@ def test_still_falling_wants_more_epochs_and_a_plateau_a_smaller_rate() -> None:
 
 def test_too_few_images_tell_nothing() -> None:
     assert standard_error(0.8, 20) > 0.08 > 0.03 > standard_error(0.8, 200)
-    assert diagnose(OVERFIT, n_val=20).startswith("Too few validation images to tell much: of 20 the accuracy 0.800")
+    assert diagnose(OVERFIT, n_val=20).startswith("Too few validation images to tell much: of 20 the accuracy 0.790")
     assert 0 < standard_error(1.0, 10) < 0.1
     small = rows([0.88] * 3, [0.8] * 3, [0.5] * 3, [0.6] * 3)
     assert diagnose(small, n_val=80).startswith("A gap of 0.080 that may be chance")
@@ -73,8 +74,17 @@ def test_a_loss_that_rises_again_is_overfitting_even_without_a_gap() -> None:
     rising = rows([0.8, 0.8, 0.8], [0.8, 0.8, 0.8], [0.6, 0.5, 0.4], [0.6, 0.7, 0.9])
     text = diagnose(rising, n_val=1000)
     assert (
-        text.startswith("Overfitting: the validation loss rose from 0.600 at epoch 1 to 0.900") and "patience" in text
+        text.startswith("Overfitting: the validation loss rose by 50% since its lowest, 0.600 at epoch 1; ")
+        and "patience" in text
     )
+
+
+def test_the_gap_is_that_of_the_weights_that_are_kept() -> None:
+    """Right on all its own images at the end, and on 0.9 of others: no room for capacity, whatever was best before."""
+    late = rows([0.9, 0.96, 1.0], [0.88, 0.9, 0.9], [0.4, 0.2, 0.05], [0.4, 0.36, 0.375])
+    assert diagnose(late, n_val=1000).startswith("Overfitting: at epoch 3 training accuracy is 1.000")
+    early = rows([0.9, 0.92, 1.0], [0.88, 0.9, 0.9], [0.4, 0.2, 0.05], [0.4, 0.36, 0.375])
+    assert diagnose(early, n_val=1000, keeps_best=True).startswith("No gap: at epoch 2 training accuracy is 0.920")
 
 
 def test_the_start_is_what_has_to_be_beaten() -> None:

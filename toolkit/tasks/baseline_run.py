@@ -155,7 +155,7 @@ def _go(
         **metrics_of(manifest, scores, clock, strategy="baseline", backbone=backbone),
         "val_chose": "nothing" if options.patience is None else "epoch",
         "folds": None,
-        "diagnosis": diagnosis_of(folder, n_val=len(manifest.rows(VAL))),
+        "diagnosis": diagnosis_of(folder, n_val=len(manifest.rows(VAL)), keeps_best=options.patience is not None),
         "model": options.model,
         "on": options.on,
     }

@@ -60,12 +60,18 @@ def metrics_of(
 
 
 def diagnosis_of(
-    folder: RunFolder, *, n_val: int | None, n_judges: int | None = None, blended: bool = False
+    folder: RunFolder,
+    *,
+    n_val: int | None,
+    n_judges: int | None = None,
+    blended: bool = False,
+    keeps_best: bool = False,
 ) -> str | None:
     """Return in words what the training's history says, or the first trial's, where nothing else was trained; None
     where nothing was trained by epochs.
 
     n_val: validation images; n_judges: those that were held out of a trial. blended: by mixup or cutmix.
+    keeps_best: the weights of the lowest validation loss are kept, not the last ones.
     """
     for name, n in ((HISTORY, n_val), (TRIAL_HISTORIES[0], n_judges)):
         if (folder.path / name).exists():
@@ -73,7 +79,7 @@ def diagnosis_of(
                 rows = [
                     {key: float(value) if value else None for key, value in row.items()} for row in csv.DictReader(file)
                 ]
-            return diagnose(rows, n_val=n, blended=blended) or None
+            return diagnose(rows, n_val=n, blended=blended, keeps_best=keeps_best) or None
     return None
 
 

@@ -149,7 +149,8 @@ def _go(folder: RunFolder, manifest: Manifest, job: Job) -> Run:
     if manifest.n_scanned != prepared.manifest.n_scanned:
         raise ToolkitError("files were lost from the account: please report this")
     metrics = metrics_of(manifest, scores, clock, strategy=plan.strategy, backbone=plan.backbone)
-    metrics = {**metrics, "val_chose": chosen_by_val, "folds": folds, "diagnosis": _diagnosis(folder, manifest, plan)}
+    diagnosis = _diagnosis(folder, manifest, plan, keeps_best=chosen_by_val == "epoch")
+    metrics = {**metrics, "val_chose": chosen_by_val, "folds": folds, "diagnosis": diagnosis}
     folder.write(METRICS, metrics)  # from here on the run is finished, whatever becomes of its pictures
     if job.options.pictures:
         from toolkit.tasks.pictures import Images, draw_run
@@ -160,11 +161,12 @@ def _go(folder: RunFolder, manifest: Manifest, job: Job) -> Run:
     return Run(folder.path, prepared.plan, metrics)
 
 
-def _diagnosis(folder: RunFolder, manifest: Manifest, plan: TransferPlan) -> str | None:
+def _diagnosis(folder: RunFolder, manifest: Manifest, plan: TransferPlan, *, keeps_best: bool) -> str | None:
     """Return what the course of the training says."""
     judges = None if plan.verdict is None else plan.verdict["n"] // max(1, plan.verdict["trials"])
     blended = plan.recipe is not None and bool(plan.recipe.mixup or plan.recipe.cutmix)
-    return diagnosis_of(folder, n_val=len(manifest.rows(VAL)), n_judges=judges, blended=blended)
+    n_val = len(manifest.rows(VAL))
+    return diagnosis_of(folder, n_val=n_val, n_judges=judges, blended=blended, keeps_best=keeps_best)
 
 
 def _as_it_is(folder: RunFolder) -> Run:

@@ -19,15 +19,15 @@ CAPACITY = "train more of it (strategy partial or full, a smaller cut), or take 
 Row = Mapping[str, float | None]
 
 
-def diagnose(rows: Sequence[Row], *, n_val: int | None = None, blended: bool = False) -> str:
+def diagnose(rows: Sequence[Row], *, n_val: int | None = None, blended: bool = False, keeps_best: bool = False) -> str:
     """Return one or a few sentences, each with its numbers, on the rows of a history.csv (`History`).
 
     notes: Babysitting the learning process: a big gap between training and validation accuracy is overfitting, no gap
-    is room for capacity. The gap is training minus validation accuracy of the best epoch, the one of the lowest
-    validation loss. Training accuracy is measured on augmented views while the weights still change, and of blended
-    images (mixup, cutmix: `blended`), so that it is lower than on clean images: a gap below 0 is normal, and one that
-    is small need not mean that there is none. n_val: validation images; with it a gap within SURE standard errors of
-    the accuracy is called nothing that can be told.
+    is room for capacity. The gap is training minus validation accuracy of the epoch whose weights are kept: the last
+    one, or with `keeps_best` (patience) the one of the lowest validation loss. Training accuracy is measured on
+    augmented views while the weights still change, and of blended images (mixup, cutmix: `blended`), so that it is
+    lower than on clean images: a gap below 0 is normal, and one that is small need not mean that there is none. n_val:
+    validation images; with it a gap within SURE standard errors of the accuracy is called nothing that can be told.
 
     Row 0, without training numbers, is what training began with. An empty string for no rows.
     """
@@ -38,19 +38,21 @@ def diagnose(rows: Sequence[Row], *, n_val: int | None = None, blended: bool = F
     if not watched:
         return _without_val(epochs)
     best = min(watched, key=lambda row: _of(row, "val_loss"))
-    found = [_gap(best, watched[-1], n_val, blended), _course(watched, best)]
+    kept = best if keeps_best else watched[-1]
+    found = [_gap(kept, best, watched[-1], n_val, blended), _course(watched, best)]
     start = next((row for row in rows if not row.get("epoch") and _has(row, "val_loss")), None)
     if start is not None:
         found.append(_since(start, best, len(watched)))
     return " ".join(sentence for sentence in found if sentence)
 
 
-def _gap(best: Row, last: Row, n_val: int | None, blended: bool) -> str:
-    """Return what the gap at the best epoch says; where the loss has risen since, that is overfitting too."""
-    if not (_has(best, "train_accuracy") and _has(best, "val_accuracy")):
+def _gap(kept: Row, best: Row, last: Row, n_val: int | None, blended: bool) -> str:
+    """Return what the gap at the epoch that is kept says; where the loss has risen since the best, that is overfitting
+    too."""
+    if not (_has(kept, "train_accuracy") and _has(kept, "val_accuracy")):
         return ""
-    train, val = _of(best, "train_accuracy"), _of(best, "val_accuracy")
-    at = f"at epoch {_of(best, 'epoch'):.0f} training accuracy is {train:.3f} and validation accuracy {val:.3f}"
+    train, val = _of(kept, "train_accuracy"), _of(kept, "val_accuracy")
+    at = f"at epoch {_of(kept, 'epoch'):.0f} training accuracy is {train:.3f} and validation accuracy {val:.3f}"
     error = None if not n_val else standard_error(val, n_val)
     if error is not None and error > TELLING:
         return (
@@ -59,13 +61,14 @@ def _gap(best: Row, last: Row, n_val: int | None, blended: bool) -> str:
         )
     gap = train - val
     rise = _of(last, "val_loss") / max(_of(best, "val_loss"), 1e-12) - 1
+    lowest = f"its lowest, {_of(best, 'val_loss'):.3f} at epoch {_of(best, 'epoch'):.0f}"
     if gap > max(GAP, SURE * (error or 0.0)):
-        since = f", and the validation loss has risen by {rise:.0%} since" if rise > RISE else ""
+        since = f", and the validation loss has risen by {rise:.0%} since {lowest}" if rise > RISE else ""
         return f"Overfitting: {at}, a gap of {gap:.3f}{since}; {REGULARISERS}, or train fewer stages."
     if rise > RISE:
         return (
-            f"Overfitting: the validation loss rose from {_of(best, 'val_loss'):.3f} at epoch {_of(best, 'epoch'):.0f} "
-            f"to {_of(last, 'val_loss'):.3f}; {REGULARISERS}, or train fewer epochs (patience keeps the best)."
+            f"Overfitting: the validation loss rose by {rise:.0%} since {lowest}; {REGULARISERS}, or train fewer "
+            "epochs (patience keeps the best)."
         )
     if error is not None and gap > GAP:
         return f"A gap of {gap:.3f} that may be chance: {at}, with a standard error of {error:.3f} of {n_val} images."
