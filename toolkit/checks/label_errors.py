@@ -31,10 +31,13 @@ def unseen_scores(
     return scores
 
 
-def label_findings(manifest: Manifest, rows: NDArray[np.int64], scores: NDArray[Any]) -> tuple[Finding, list[Suspect]]:
+def label_findings(
+    manifest: Manifest, rows: NDArray[np.int64], scores: NDArray[Any], exchanged: str | None = None
+) -> tuple[Finding, list[Suspect]]:
     """Return the finding on labels, and the images whose own label has a probability below 5 %.
 
-    rows: int64 (N,), labelled rows of the Manifest; scores: their `unseen_scores`. It warns where LabelNoise says that
+    rows: int64 (N,), labelled rows of the Manifest; scores: their `unseen_scores`. exchanged: what is told of
+    classes that changed places (`toolkit.checks.exchanged`). It warns of that, and where LabelNoise says that
     some labels are drawn at random. With a twentieth of the labels flipped, the images below 5 % are 95 to 100 % of the
     flipped ones among 800 digits, 80 to 94 % among 700 flowers; 83 to 89 % and 61 to 72 % of those that are named are
     flipped. (Confident learning, Northcutt et al. 2021, whose threshold is each class's mean probability, found 80 and
@@ -58,7 +61,7 @@ def label_findings(manifest: Manifest, rows: NDArray[np.int64], scores: NDArray[
         guess = f"looks like {manifest.classes[guesses[place]]} ({found[place, guesses[place]]:.0%}"
         detail = f"{guess}; own label {own[place]:.1%})"
         suspects.append(suspect(manifest, int(rows[place]), "label_errors", detail, round(float(1 - own[place]), 4)))
-    odd = _unrelated(labels, guesses) or _worse_split(manifest.splits[rows], labels, guesses)
+    odd = _unrelated(labels, guesses) or exchanged or _worse_split(manifest.splits[rows], labels, guesses)
     if odd is not None:
         return Finding(
             "label_errors", WARN, odd, "are labels and files in the same order, and classes rightly named?"

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from toolkit.backbones.taps import tap_widths
+from toolkit.checks import exchanged
 from toolkit.checks.candidates import feature_pairs, hash_pairs, perceptual_hashes, unique_pairs
 from toolkit.checks.copies import exact_twins, near_twins, with_copies
 from toolkit.checks.duplicates import duplicate_findings
@@ -27,7 +28,7 @@ def data_findings(
     """Return what is to be said of a split Manifest; `probe` holds the pooled features of its rows."""
     findings, suspects = file_findings(manifest, own_splits)
     copies, doubles = _copies(manifest, probe, pictures, job, own_splits)
-    labels, doubtful = _labels(manifest, probe, job)
+    labels, doubtful = _labels(manifest, probe, job, own_splits)
     return [*findings, *copies, labels], [*suspects, *doubles, *doubtful]
 
 
@@ -50,12 +51,12 @@ def _copies(
     return duplicate_findings(manifest, exact, near, own_splits)
 
 
-def _labels(manifest: Manifest, probe: Stored, job: Job) -> tuple[Finding, list[Suspect]]:
+def _labels(manifest: Manifest, probe: Stored, job: Job, own_splits: Sequence[int]) -> tuple[Finding, list[Suspect]]:
     """Return what the images say of each other's labels, by the features that a head would see."""
     rows = np.flatnonzero(manifest.labels >= 0)
     taps = tuple(tap for tap in probe.request.taps if tap in job.taps)
     features = probe.pooled(rows, taps=taps)
-    widths = tap_widths(job.backbone, taps)
-    n_classes = len(manifest.classes)
-    scores = unseen_scores(features, manifest.labels[rows], n_classes, widths, job.options.seed)
-    return label_findings(manifest, rows, scores)
+    widths, seed = tap_widths(job.backbone, taps), job.options.seed
+    scores = unseen_scores(features, manifest.labels[rows], len(manifest.classes), widths, seed)
+    told = exchanged.told(manifest, rows, features, widths, own_splits, seed)
+    return label_findings(manifest, rows, scores, told)
