@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from tests.checks.pictures import brightened, cropped, drawing, encoded, halved, mirrored, tiles
+from toolkit.checks import candidates
 from toolkit.checks.alignment import SIDE_PX, _cut, align
 from toolkit.checks.candidates import (
     HASH_PX,
@@ -109,6 +110,28 @@ def test_neighbours_by_features_are_the_near_ones_and_few() -> None:
     }
     alike = np.concatenate([np.ones((40, 4), np.float32), -np.ones((40, 4), np.float32)])
     assert len(feature_pairs(alike, (4,))) <= NEIGHBOURS * 80
+
+
+def test_where_many_are_alike_the_most_alike_are_looked_at(capsys: pytest.CaptureFixture[str]) -> None:
+    random = np.random.default_rng(0)
+    crowd = (np.ones(32) + 0.3 * random.standard_normal((60, 32))).astype(np.float32)
+    others = random.standard_normal((60, 32)).astype(np.float32) - 1
+    copies = crowd[:5] + 1e-3 * random.standard_normal((5, 32)).astype(np.float32)
+    found = feature_pairs(np.concatenate([crowd, others, copies]), (16, 16), at_most=5)
+    assert found.tolist() == [[row, row + 120] for row in range(5)]
+    assert "the 5 most alike ones are looked at" in capsys.readouterr().err
+
+
+def test_many_images_are_compared_in_fewer_numbers(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    random = np.random.default_rng(0)
+    features = random.standard_normal((3_000, 512)).astype(np.float32)
+    features[2_000:2_040] = features[:40] + 0.1 * random.standard_normal((40, 512)).astype(np.float32)
+    plain = feature_pairs(features, (256, 256))
+    monkeypatch.setattr(candidates, "PROJECTED_ABOVE", 1_000)
+    assert feature_pairs(features, (256, 256)).tolist() == plain.tolist() == [[row, row + 2_000] for row in range(40)]
+    assert "comparing images" in capsys.readouterr().err
 
 
 def test_equal_contents_are_twins_of_the_first() -> None:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 
 import numpy as np
 from numpy.typing import NDArray
+
+from toolkit.heads.blocks import Rows, spans, unit_rows
+from toolkit.progress import counting, say
 
 Pairs = NDArray[np.int64]  # (M, 2), rows of images, the smaller first
 
@@ -15,32 +19,39 @@ HASH_PX, HASH_SIDE = 32, 8  # pixels a side, and cosine waves a side that make b
 LEAST_WAVE = 100.0  # of 255 × 32 × 32 at most; what is weaker is rounding, and its bits say nothing
 MOST_BITS = 8  # of 63 that differ; copies that are re-encoded have 0 to 4, cropped ones up to 20
 BLOCK, PRODUCTS = 1024, 20_000_000  # rows at a time, and their products: 80 MB
+MOST_PAIRS = 10_000  # the most alike, that are laid over each other; a pair takes 1 to 5 ms of a core
 PROJECTED_ABOVE, PROJECTED_TO = 20_000, 256  # images, and numbers each: a cosine is then off by 0.06 or so
 
 
-def feature_pairs(features: NDArray[np.float32], widths: Sequence[int], seed: int = 0) -> Pairs:
-    """Return pairs of images with a cosine of at least 0.7, each image with its five nearest at most.
+def feature_pairs(features: Rows, widths: Sequence[int], seed: int = 0, at_most: int = MOST_PAIRS) -> Pairs:
+    """Return pairs of images with a cosine of at least 0.7, each image with its five nearest; the most alike of them.
 
     features: float32 (N, D), the pooled outputs of some stages side by side, `widths` of each: every stage is centred,
     brought to length 1, and counts alike. Mirror images are near each other too, as pooling forgets where things are.
-    Costs N² D multiplications; above 20,000 images D is 256, by a random projection (Johnson and Lindenstrauss 1984).
+    Costs N² D multiplications and N D numbers of memory; above 20,000 images D is 256, by a random projection (Johnson
+    and Lindenstrauss 1984), and a line tells how far it is.
     """
-    if len(features) < 2:
+    n, width = features.shape[0], sum(widths)
+    if n < 2:
         return np.empty((0, 2), np.int64)
-    parts = []
-    for part in np.split(np.asarray(features, np.float32), np.cumsum(widths)[:-1], axis=1):
-        centred = part - part.mean(axis=0)
-        parts.append(centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12))
-    units = np.concatenate(parts, axis=1) / np.sqrt(len(widths)).astype(np.float32)
-    if len(units) > PROJECTED_ABOVE and units.shape[1] > PROJECTED_TO:
-        random = np.random.default_rng(seed).standard_normal((units.shape[1], PROJECTED_TO), np.float32)
-        units = units @ random
-        units /= np.maximum(np.linalg.norm(units, axis=1, keepdims=True), 1e-12)
-    return _nearest(units, LEAST_COSINE)
+    mean = sum(np.asarray(features[span], np.float64).sum(axis=0) for span in spans(n)) / n
+    projection = None
+    if n > PROJECTED_ABOVE and width > PROJECTED_TO:
+        projection = np.random.default_rng(seed).standard_normal((width, PROJECTED_TO), np.float32)
+    blocks = []
+    for span in spans(n):
+        units = unit_rows(np.asarray(features[span], np.float32) - mean.astype(np.float32), widths)
+        units /= np.sqrt(len(widths)).astype(np.float32)
+        if projection is not None:
+            units = units @ projection
+            units /= np.maximum(np.linalg.norm(units, axis=1, keepdims=True), 1e-12)
+        blocks.append(units)
+    return _nearest(np.concatenate(blocks), LEAST_COSINE, at_most)
 
 
-def hash_pairs(hashes: NDArray[np.bool_], mirrored: NDArray[np.bool_]) -> Pairs:
-    """Return pairs of images whose perceptual hashes, or those of one and the other's mirror image, differ in few bits.
+def hash_pairs(hashes: NDArray[np.bool_], mirrored: NDArray[np.bool_], at_most: int = MOST_PAIRS) -> Pairs:
+    """Return pairs of images whose perceptual hashes, or those of one and the other's mirror image, differ in few bits;
+    the most alike of each kind.
 
     hashes, mirrored: bool (N, 63) both; a hash that is all False (a picture of one colour) has no neighbours.
     """
@@ -49,7 +60,7 @@ def hash_pairs(hashes: NDArray[np.bool_], mirrored: NDArray[np.bool_]) -> Pairs:
     turned = np.where(mirrored, 1.0, -1.0).astype(np.float32)
     turned[~hashes.any(axis=1)] = 0
     least = some.shape[1] - 2 * MOST_BITS
-    return unique_pairs([_nearest(some, least), _nearest(some, least, turned)])
+    return unique_pairs([_nearest(some, least, at_most), _nearest(some, least, at_most, turned)])
 
 
 def perceptual_hashes(grey: NDArray[np.float32]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
@@ -78,16 +89,30 @@ def _bits(waves: NDArray[np.float32]) -> NDArray[np.bool_]:
     return bits
 
 
-def _nearest(units: NDArray[np.float32], least: float, others: NDArray[np.float32] | None = None) -> Pairs:
-    """Return pairs (row of `units`, row of `others`) with a product of at least `least`, the nearest five of a row."""
+def _nearest(
+    units: NDArray[np.float32], least: float, at_most: int, others: NDArray[np.float32] | None = None
+) -> Pairs:
+    """Return pairs (row of `units`, row of `others`) with a product of at least `least`, the nearest five of a row; of
+    all of them those with the largest products."""
     others = units if others is None else others
-    found = []
-    for start, products in _blocks(units, others):
-        k = min(NEIGHBOURS, products.shape[1])
-        nearest = np.argpartition(products, -k, axis=1)[:, -k:]
-        rows, places = np.nonzero(np.take_along_axis(products, nearest, axis=1) >= least)
-        found.append(np.stack([rows + start, nearest[rows, places]], axis=1))
-    return unique_pairs(found)
+    pairs, likeness = [], []
+    quiet = len(units) <= PROJECTED_ABOVE
+    with nullcontext() if quiet else counting("comparing images", len(units)) as counter:
+        for start, products in _blocks(units, others):
+            k = min(NEIGHBOURS, products.shape[1])
+            nearest = np.argpartition(products, -k, axis=1)[:, -k:]
+            found = np.take_along_axis(products, nearest, axis=1)
+            rows, places = np.nonzero(found >= least)
+            pairs.append(np.stack([rows + start, nearest[rows, places]], axis=1))
+            likeness.append(found[rows, places])
+            if counter is not None:
+                counter.advance(len(products))
+    each, first = np.unique(np.sort(np.concatenate(pairs), axis=1), axis=0, return_index=True)
+    alike = np.concatenate(likeness)[first]
+    if len(each) <= at_most:
+        return each
+    say(f"note: {len(each)} pairs of images are much alike; the {at_most} most alike ones are looked at")
+    return each[np.sort(np.argsort(-alike, kind="stable")[:at_most])]
 
 
 def _blocks(units: NDArray[np.float32], others: NDArray[np.float32]) -> Iterator[tuple[int, NDArray[np.float32]]]:

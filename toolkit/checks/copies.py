@@ -12,10 +12,8 @@ from torch import Tensor
 
 from toolkit.checks.alignment import align
 from toolkit.checks.candidates import Pairs
-from toolkit.progress import say
 
 ALIGNED_AT_ONCE = 128  # pairs
-MOST_PAIRS = 20_000  # that are laid over each other; a pair takes 1 to 5 ms of a core
 
 
 @dataclass(frozen=True)
@@ -44,13 +42,10 @@ def exact_twins(digests: NDArray[np.uint8], rows: Sequence[int]) -> list[Twin]:
 
 
 def near_twins(pairs: Pairs, pictures: Callable[[NDArray[np.int64]], Tensor]) -> list[Twin]:
-    """Return those pairs that are the same picture, of 20,000 of them, evenly spread, where there are more.
+    """Return those pairs that are the same picture.
 
     pairs: int64 (M, 2), candidates. pictures: gives uint8 (n, 3, 64, 64) of some rows.
     """
-    if len(pairs) > MOST_PAIRS:
-        say(f"note: {len(pairs)} pairs of images are much alike; {MOST_PAIRS} of them are looked at")
-        pairs = pairs[np.linspace(0, len(pairs) - 1, MOST_PAIRS).astype(np.int64)]
     twins = []
     for start in range(0, len(pairs), ALIGNED_AT_ONCE):
         some = pairs[start : start + ALIGNED_AT_ONCE]

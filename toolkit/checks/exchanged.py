@@ -15,7 +15,8 @@ from toolkit.data.manifest import SPLIT_NAMES, TRAIN, Manifest
 from toolkit.heads.blocks import Rows
 from toolkit.heads.ridge import RidgeHead
 
-LEAST_IMAGES = 20  # to train on
+LEAST_IMAGES, MOST_IMAGES = 20, 5_000  # to train on
+MOST_ASKED = 2_000  # images of a split
 DOUBT = 0.02  # of a calibrated probability that is spread over all classes: no single image decides
 LEAST_ODDS = 100.0  # to 1, beyond what so many ways of changing places give by chance
 
@@ -61,14 +62,15 @@ def told(
 ) -> str | None:
     """Return a sentence on classes that changed places in one of some splits, or None.
 
-    rows: int64 (N,), labelled rows of the Manifest; features: float32 (N, D), theirs.
+    rows: int64 (N,), labelled rows of the Manifest; features: float32 (N, D), theirs. Where they are many, 5,000 that
+    are spread over the training split say it of 2,000.
     """
     labels, split_of = manifest.labels[rows], manifest.splits[rows]
-    train = np.flatnonzero(split_of == TRAIN)
+    train = _spread(np.flatnonzero(split_of == TRAIN), MOST_IMAGES)
     if len(train) < LEAST_IMAGES or len(np.unique(labels[train])) < 2:
         return None
     for split in splits:
-        others = np.flatnonzero(split_of == split)
+        others = _spread(np.flatnonzero(split_of == split), MOST_ASKED)
         if not len(others):
             continue
         chances = scores_by(features[train], labels[train], len(manifest.classes), widths, features[others], seed)
@@ -108,6 +110,11 @@ def exchanges(chances: NDArray[np.float64], labels: NDArray[np.int64]) -> list[E
         n_own = int((guesses[mine] == labels[mine]).sum())
         found.append(Exchange(tuple(circle), int(mine.sum()), int(fits.sum()), n_own))
     return found
+
+
+def _spread(places: NDArray[np.int64], at_most: int) -> NDArray[np.int64]:
+    """Return so many places, evenly spread: they are sorted by class and name."""
+    return places if len(places) <= at_most else places[np.linspace(0, len(places) - 1, at_most).astype(np.int64)]
 
 
 def _circles(named: NDArray[np.int64]) -> list[list[int]]:

@@ -39,11 +39,12 @@ def _copies(
     exact = exact_twins(probe.digests, range(len(manifest)))
     kept = np.setdiff1d(np.arange(len(manifest)), [twin.second for twin in exact])  # one of each content
     taps = probe.request.taps[-DEEPEST:]
-    hashes = [perceptual_hashes(pictures.grey(rows)) for rows in pictures.blocks(kept)]
+    blocks = [perceptual_hashes(pictures.grey(rows)) for rows in pictures.blocks(kept)]
+    hashes, turned = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
     pairs = unique_pairs(
         [
-            feature_pairs(np.asarray(probe.pooled(kept, taps=taps)), tap_widths(job.backbone, taps), job.options.seed),
-            hash_pairs(*(np.concatenate(parts) for parts in zip(*hashes, strict=True))),
+            feature_pairs(probe.pooled(kept, taps=taps), tap_widths(job.backbone, taps), job.options.seed),
+            hash_pairs(hashes, turned),
         ]
     )
     kinds = list(zip(manifest.labels.tolist(), manifest.splits.tolist(), strict=True))
