@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -9,11 +11,12 @@ from PIL import Image
 from torch import Tensor
 
 from tests.checks.pictures import brightened, cropped, drawing, encoded, halved, mirrored, tiles
-from toolkit.checks import candidates
-from toolkit.checks.alignment import SIDE_PX, _cut, align
+from toolkit.checks import candidates, copies
+from toolkit.checks.alignment import SIDE_PX, Aligned, _cut, align
 from toolkit.checks.candidates import (
     HASH_PX,
     NEIGHBOURS,
+    Candidates,
     feature_pairs,
     hash_pairs,
     perceptual_hashes,
@@ -91,7 +94,7 @@ def test_a_window_is_what_torch_cuts_out() -> None:
 def test_hashes_find_copies_and_mirror_images() -> None:
     originals = pictures()[:6]
     images = [*originals, *(encoded(image, 60) for image in originals), *(mirrored(image) for image in originals)]
-    pairs = {tuple(pair) for pair in hash_pairs(*perceptual_hashes(np.stack([*map(grey, images)]))).tolist()}
+    pairs = {tuple(pair) for pair in hash_pairs(*perceptual_hashes(np.stack([*map(grey, images)]))).pairs.tolist()}
     assert {(row, row + 6) for row in range(6)} <= pairs
     assert {(row, row + 12) for row in range(6)} <= pairs
 
@@ -106,20 +109,20 @@ def test_neighbours_by_features_are_the_near_ones_and_few() -> None:
     centres = random.standard_normal((10, 32)).astype(np.float32)
     features = np.concatenate([centres, centres + 0.01 * random.standard_normal(centres.shape).astype(np.float32)])
     assert {(row, row + 10) for row in range(10)} == {
-        tuple(pair) for pair in feature_pairs(features, (16, 16)).tolist()
+        tuple(pair) for pair in feature_pairs(features, (16, 16)).pairs.tolist()
     }
     alike = np.concatenate([np.ones((40, 4), np.float32), -np.ones((40, 4), np.float32)])
     assert len(feature_pairs(alike, (4,))) <= NEIGHBOURS * 80
 
 
-def test_where_many_are_alike_the_most_alike_are_looked_at(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_most_alike_come_first_and_each_pair_once() -> None:
     random = np.random.default_rng(0)
     crowd = (np.ones(32) + 0.3 * random.standard_normal((60, 32))).astype(np.float32)
     others = random.standard_normal((60, 32)).astype(np.float32) - 1
     copies = crowd[:5] + 1e-3 * random.standard_normal((5, 32)).astype(np.float32)
-    found = feature_pairs(np.concatenate([crowd, others, copies]), (16, 16), at_most=5)
-    assert found.tolist() == [[row, row + 120] for row in range(5)]
-    assert "the 5 most alike ones are looked at" in capsys.readouterr().err
+    found = feature_pairs(np.concatenate([crowd, others, copies]), (16, 16)).pairs.tolist()
+    assert sorted(found[:5]) == [[row, row + 120] for row in range(5)]
+    assert len(found) > 10 and len({tuple(pair) for pair in found}) == len(found)
 
 
 def test_many_images_are_compared_in_fewer_numbers(
@@ -130,7 +133,8 @@ def test_many_images_are_compared_in_fewer_numbers(
     features[2_000:2_040] = features[:40] + 0.1 * random.standard_normal((40, 512)).astype(np.float32)
     plain = feature_pairs(features, (256, 256))
     monkeypatch.setattr(candidates, "PROJECTED_ABOVE", 1_000)
-    assert feature_pairs(features, (256, 256)).tolist() == plain.tolist() == [[row, row + 2_000] for row in range(40)]
+    wanted = [[row, row + 2_000] for row in range(40)]
+    assert sorted(feature_pairs(features, (256, 256)).pairs.tolist()) == sorted(plain.pairs.tolist()) == wanted
     assert "comparing images" in capsys.readouterr().err
 
 
@@ -154,6 +158,37 @@ def test_what_a_copy_of_a_copy_leaks_is_told_too() -> None:
 def test_near_twins_say_what_was_done() -> None:
     image = tiles(0)[0]
     some = torch.stack([squeezed(one) for one in (image, mirrored(image), cropped(image), tiles(1)[0])])
-    twins = near_twins(np.array([[0, 1], [0, 2], [0, 3]]), lambda rows: some[torch.from_numpy(rows)])
+    alike = Candidates(np.array([[0, 3], [0, 1], [0, 2]]))
+    twins = near_twins([alike], lambda rows: some[torch.from_numpy(rows)])
     assert [(twin.first, twin.second) for twin in twins] == [(0, 1), (0, 2)]
     assert "mirrored" in twins[0].how and "cropped" in twins[1].how
+    assert near_twins([], lambda rows: some[torch.from_numpy(rows)]) == []
+
+
+def fake_alignment(differences: dict[tuple[int, int], float]) -> Callable[[Tensor, Tensor], Aligned]:
+    """Return an `align` for pictures that are row numbers: each pair differs as told, and is alike in all else."""
+
+    def of(first: Tensor, second: Tensor) -> Aligned:
+        found = [differences[a, b] for a, b in zip(first.tolist(), second.tolist(), strict=True)]
+        n = len(found)
+        return Aligned(torch.full((n,), 0.99), torch.tensor(found), torch.zeros(n, dtype=torch.bool), torch.ones(n))
+
+    return of
+
+
+def test_a_copy_stands_out_among_what_is_alike(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Among garments that all look alike one that differs little is another garment; three copies are three copies."""
+    differences = {(0, 1): 0.14, (0, 2): 0.16, (1, 2): 0.18, (3, 4): 0.05, (3, 5): 0.06, (4, 5): 0.05, (3, 6): 0.16}
+    monkeypatch.setattr(copies, "align", fake_alignment(differences))
+    alike = Candidates(np.array(list(differences)))
+
+    def found() -> list[tuple[int, int]]:
+        return [(twin.first, twin.second) for twin in near_twins([alike], torch.from_numpy)]
+
+    assert found() == [(3, 4), (3, 5), (4, 5)]
+    assert not capsys.readouterr().err
+    monkeypatch.setattr(copies, "MOST_PAIRS", 1)
+    assert found() == [], "the most alike pair is no copy, by those that are less alike and are looked at for it"
+    assert "7 pairs of images are much alike; the 1 most alike ones are looked at" in capsys.readouterr().err

@@ -4,14 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.heads.blocks import Rows, spans, unit_rows
-from toolkit.progress import counting, say
+from toolkit.progress import counting
 
 Pairs = NDArray[np.int64]  # (M, 2), rows of images, the smaller first
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """Pairs that may be the same picture, the most alike first."""
+
+    pairs: Pairs
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def among(self, rows: NDArray[np.int64]) -> Candidates:
+        """Return them as rows of a larger set; rows: int64, ascending, where each image is there."""
+        return Candidates(rows[self.pairs])
+
+    @classmethod
+    def of(cls, pairs: Pairs, likeness: NDArray[np.float32]) -> Candidates:
+        """Sort pairs by their likeness, float (M,); each stays once, with the likeness that stands first."""
+        each, first = np.unique(np.sort(pairs, axis=1), axis=0, return_index=True)
+        return cls(each[np.argsort(-likeness[first], kind="stable")])
+
 
 NEIGHBOURS = 5  # of an image, the most alike, that are looked at
 LEAST_COSINE = 0.7  # of centred features; copies of flowers had 0.81 and more
@@ -19,12 +41,11 @@ HASH_PX, HASH_SIDE = 32, 8  # pixels a side, and cosine waves a side that make b
 LEAST_WAVE = 100.0  # of 255 × 32 × 32 at most; what is weaker is rounding, and its bits say nothing
 MOST_BITS = 8  # of 63 that differ; copies that are re-encoded have 0 to 4, cropped ones up to 20
 BLOCK, PRODUCTS = 1024, 20_000_000  # rows at a time, and their products: 80 MB
-MOST_PAIRS = 10_000  # the most alike, that are laid over each other; a pair takes 1 to 5 ms of a core
 PROJECTED_ABOVE, PROJECTED_TO = 20_000, 256  # images, and numbers each: a cosine is then off by 0.06 or so
 
 
-def feature_pairs(features: Rows, widths: Sequence[int], seed: int = 0, at_most: int = MOST_PAIRS) -> Pairs:
-    """Return pairs of images with a cosine of at least 0.7, each image with its five nearest; the most alike of them.
+def feature_pairs(features: Rows, widths: Sequence[int], seed: int = 0) -> Candidates:
+    """Return pairs of images with a cosine of at least 0.7, each image with its five nearest at most.
 
     features: float32 (N, D), the pooled outputs of some stages side by side, `widths` of each: every stage is centred,
     brought to length 1, and counts alike. Mirror images are near each other too, as pooling forgets where things are.
@@ -33,7 +54,7 @@ def feature_pairs(features: Rows, widths: Sequence[int], seed: int = 0, at_most:
     """
     n, width = features.shape[0], sum(widths)
     if n < 2:
-        return np.empty((0, 2), np.int64)
+        return Candidates(np.empty((0, 2), np.int64))
     mean = sum(np.asarray(features[span], np.float64).sum(axis=0) for span in spans(n)) / n
     projection = None
     if n > PROJECTED_ABOVE and width > PROJECTED_TO:
@@ -46,12 +67,11 @@ def feature_pairs(features: Rows, widths: Sequence[int], seed: int = 0, at_most:
             units = units @ projection
             units /= np.maximum(np.linalg.norm(units, axis=1, keepdims=True), 1e-12)
         blocks.append(units)
-    return _nearest(np.concatenate(blocks), LEAST_COSINE, at_most)
+    return Candidates.of(*_nearest(np.concatenate(blocks), LEAST_COSINE))
 
 
-def hash_pairs(hashes: NDArray[np.bool_], mirrored: NDArray[np.bool_], at_most: int = MOST_PAIRS) -> Pairs:
-    """Return pairs of images whose perceptual hashes, or those of one and the other's mirror image, differ in few bits;
-    the most alike of each kind.
+def hash_pairs(hashes: NDArray[np.bool_], mirrored: NDArray[np.bool_]) -> Candidates:
+    """Return pairs of images whose perceptual hashes, or those of one and the other's mirror image, differ in few bits.
 
     hashes, mirrored: bool (N, 63) both; a hash that is all False (a picture of one colour) has no neighbours.
     """
@@ -60,7 +80,8 @@ def hash_pairs(hashes: NDArray[np.bool_], mirrored: NDArray[np.bool_], at_most: 
     turned = np.where(mirrored, 1.0, -1.0).astype(np.float32)
     turned[~hashes.any(axis=1)] = 0
     least = some.shape[1] - 2 * MOST_BITS
-    return unique_pairs([_nearest(some, least, at_most), _nearest(some, least, at_most, turned)])
+    plain, turned_over = _nearest(some, least), _nearest(some, least, turned)
+    return Candidates.of(np.concatenate([plain[0], turned_over[0]]), np.concatenate([plain[1], turned_over[1]]))
 
 
 def perceptual_hashes(grey: NDArray[np.float32]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
@@ -90,12 +111,12 @@ def _bits(waves: NDArray[np.float32]) -> NDArray[np.bool_]:
 
 
 def _nearest(
-    units: NDArray[np.float32], least: float, at_most: int, others: NDArray[np.float32] | None = None
-) -> Pairs:
-    """Return pairs (row of `units`, row of `others`) with a product of at least `least`, the nearest five of a row; of
-    all of them those with the largest products."""
+    units: NDArray[np.float32], least: float, others: NDArray[np.float32] | None = None
+) -> tuple[Pairs, NDArray[np.float32]]:
+    """Return pairs (row of `units`, row of `others`) with a product of at least `least`, the nearest five of a row, and
+    these products."""
     others = units if others is None else others
-    pairs, likeness = [], []
+    pairs, likeness = [np.empty((0, 2), np.int64)], [np.empty(0, np.float32)]
     quiet = len(units) <= PROJECTED_ABOVE
     with nullcontext() if quiet else counting("comparing images", len(units)) as counter:
         for start, products in _blocks(units, others):
@@ -107,12 +128,7 @@ def _nearest(
             likeness.append(found[rows, places])
             if counter is not None:
                 counter.advance(len(products))
-    each, first = np.unique(np.sort(np.concatenate(pairs), axis=1), axis=0, return_index=True)
-    alike = np.concatenate(likeness)[first]
-    if len(each) <= at_most:
-        return each
-    say(f"note: {len(each)} pairs of images are much alike; the {at_most} most alike ones are looked at")
-    return each[np.sort(np.argsort(-alike, kind="stable")[:at_most])]
+    return np.concatenate(pairs), np.concatenate(likeness)
 
 
 def _blocks(units: NDArray[np.float32], others: NDArray[np.float32]) -> Iterator[tuple[int, NDArray[np.float32]]]:

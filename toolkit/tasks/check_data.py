@@ -8,7 +8,7 @@ import numpy as np
 
 from toolkit.backbones.taps import tap_widths
 from toolkit.checks import exchanged
-from toolkit.checks.candidates import feature_pairs, hash_pairs, perceptual_hashes, unique_pairs
+from toolkit.checks.candidates import feature_pairs, hash_pairs, perceptual_hashes
 from toolkit.checks.copies import exact_twins, near_twins, with_copies
 from toolkit.checks.duplicates import duplicate_findings
 from toolkit.checks.files import file_findings
@@ -41,14 +41,12 @@ def _copies(
     taps = probe.request.taps[-DEEPEST:]
     blocks = [perceptual_hashes(pictures.grey(rows)) for rows in pictures.blocks(kept)]
     hashes, turned = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
-    pairs = unique_pairs(
-        [
-            feature_pairs(probe.pooled(kept, taps=taps), tap_widths(job.backbone, taps), job.options.seed),
-            hash_pairs(hashes, turned),
-        ]
-    )
+    candidates = [
+        feature_pairs(probe.pooled(kept, taps=taps), tap_widths(job.backbone, taps), job.options.seed),
+        hash_pairs(hashes, turned),
+    ]
     kinds = list(zip(manifest.labels.tolist(), manifest.splits.tolist(), strict=True))
-    near = with_copies(near_twins(kept[pairs], pictures.of), exact, kinds)
+    near = with_copies(near_twins([one.among(kept) for one in candidates], pictures.of), exact, kinds)
     return duplicate_findings(manifest, exact, near, own_splits)
 
 
