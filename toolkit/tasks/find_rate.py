@@ -34,7 +34,8 @@ from toolkit.training.rehearsal import Rehearsal, climb, rehearse
 from toolkit.training.tryout import Labelled
 
 LOOKED_AT = 128  # images held out that a step of the range test is judged by; a batch more or less
-REHEARSED = 100  # steps of a rehearsal at most, and no more than the training has
+REHEARSED = 0.25  # of the training's steps make a rehearsal, of which there are four to six, thrice for few images
+FEWEST, MOST = 30, 100  # steps of a rehearsal, if the training has as many
 
 
 def with_rate(folder: RunFolder, prepared: Prepared, job: Job) -> Prepared:
@@ -68,7 +69,7 @@ def tested(prepared: Prepared, job: Job) -> RangeTest | None:
     It begins with a head that has not seen them, as the trial does, and goes through the views of the epochs that
     follow the first, whose clean views the head was made of. A step at a rate says little of a training that warms up
     to it and comes back from it: so the rate that the test suggests and the strategy's own one are rehearsed, in a
-    hundred steps at most, and larger or smaller ones from there, as long as they help; where images are few, without
+    quarter of its steps, and larger or smaller ones from there, as long as they help; where images are few, without
     each part of them that a trial may hold out, so that more of them judge. From random weights, where norms move with
     the batch, the training batches of the test alone say it.
     """
@@ -99,7 +100,8 @@ def _rehearsed(
 ) -> RangeTest:
     """Return the RangeTest with what short trainings say of its rate, the strategy's own one, and others."""
     stages = [_Stage(part, prepared, job) for part in parts]
-    n_steps = min(REHEARSED, (prepared.plan.epochs or 1) * stages[0].steps_an_epoch)
+    whole = (prepared.plan.epochs or 1) * stages[0].steps_an_epoch
+    n_steps = min(whole, max(FEWEST, min(MOST, round(REHEARSED * whole))))
 
     def of_all(multiplier: float) -> Rehearsal:
         done = []

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from toolkit.hardware import autocast, true_float32
 from toolkit.training.module import TransferModule
-from toolkit.training.rehearsal import Rehearsal, settled_on
+from toolkit.training.rehearsal import Rehearsal, lowest
 from toolkit.training.tryout import Labelled, as_it_was, learn
 
 LOW, HIGH, STEPS = 1e-3, 1e2, 76  # fifteen steps a decade
@@ -129,8 +129,8 @@ def suggestion(points: Sequence[RangePoint], lr: float) -> RangeTest:
 
 
 def settled(found: RangeTest, rehearsals: Sequence[Rehearsal], n_steps: int) -> RangeTest:
-    """Return the RangeTest with the factor that rehearsals settled on, and a reason that says so."""
-    chosen = settled_on(rehearsals)
+    """Return the RangeTest with the factor of the best rehearsal, and a reason that says so."""
+    chosen = lowest(rehearsals)
     losses = ", ".join(f"{one.loss:.3f} at {one.multiplier:.2g} times" for one in sorted(rehearsals, key=_factor))
     reason = f"{found.reason}; {n_steps} steps of training came to a loss of {losses}"
     return replace(found, multiplier=chosen.multiplier, reason=reason, rehearsals=tuple(rehearsals))

@@ -132,22 +132,3 @@ def climb(
 def lowest(done: Sequence[Rehearsal]) -> Rehearsal:
     """Return the one with the smallest loss; of equal ones the first."""
     return min(done, key=lambda one: one.loss)
-
-
-def settled_on(done: Sequence[Rehearsal]) -> Rehearsal:
-    """Return the one whose factor is nearest to 1, the strategy's own rate, among those that are no worse than the
-    lowest by more than a standard error of the difference, image by image."""
-    best = lowest(done)
-    if not math.isfinite(best.loss):
-        return min(done, key=_from_one)
-    near = [one for one in done if math.isfinite(one.loss) and _is_near(one, best)]
-    return min(near, key=_from_one)
-
-
-def _is_near(one: Rehearsal, best: Rehearsal) -> bool:
-    worse = one.losses - best.losses
-    return float(worse.mean()) <= float(worse.std()) / math.sqrt(len(worse))
-
-
-def _from_one(one: Rehearsal) -> float:
-    return abs(math.log(one.multiplier))
