@@ -64,7 +64,7 @@ class Killed:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])},
         )
 
     def finish(self, words: list[str]) -> tuple[int, str]:
