@@ -75,10 +75,11 @@ def told(
             continue
         chances = scores_by(features[train], labels[train], len(manifest.classes), widths, features[others], seed)
         for one in exchanges(chances, labels[others]):
-            names = " and ".join(manifest.classes[label] for label in one.classes)
+            names = [manifest.classes[label] for label in one.classes]
+            other = "the other" if len(names) == 2 else "another of them"
             return (
-                f"in {SPLIT_NAMES[split]} the names of {names} seem to have changed places: by the training images "
-                f"{one.n_fit} of {one.n} are what the other name says, {one.n_own} what their own does"
+                f"in {SPLIT_NAMES[split]} {', '.join(names[:-1])} and {names[-1]} seem to have changed places: of their "
+                f"{one.n} images {one.n_fit} look like {other}, going by train, and {one.n_own} like their own class"
             )
     return None
 
