@@ -77,9 +77,10 @@ def told(
         for one in exchanges(chances, labels[others]):
             names = [manifest.classes[label] for label in one.classes]
             other = "the other" if len(names) == 2 else "another of them"
+            who = f"{', '.join(names[:-1])} and {names[-1]}"
             return (
-                f"in {SPLIT_NAMES[split]} {', '.join(names[:-1])} and {names[-1]} seem to have changed places: of their "
-                f"{one.n} images {one.n_fit} look like {other}, going by train, and {one.n_own} like their own class"
+                f"in {SPLIT_NAMES[split]} {who} seem to have changed places: of their {one.n} images {one.n_fit} look "
+                f"like {other}, going by train, and {one.n_own} like their own class"
             )
     return None
 
