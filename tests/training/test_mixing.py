@@ -22,6 +22,7 @@ from toolkit.training.mixing import (
     WENT_ASTRAY,
     Mixture,
     Verdict,
+    is_no_worse,
     judge,
     put_mixture,
     trained_state,
@@ -94,6 +95,15 @@ def test_the_head_stays_where_the_gain_is_within_its_error():
     assert verdict.mixtures[1].nll < verdict.mixtures[0].nll - 0.05
     many = judge(five(*(np.tile(scores, (40, 1)) for scores in (start, end))), np.tile(LABELS, 40))
     assert many.share == 0.25 and many.gain > many.gain_se, "the same gain on forty times the images is beyond it"
+
+
+def test_a_training_is_held_against_the_trial_and_not_against_a_head_that_knows_the_images():
+    """What has seen images and is right for more of them is no worse, though a head may know them all by heart."""
+    by_heart, trial, again = (np.tile(scores_wrong_on(some, 20), (5, 1)) for some in ((), range(6), range(3)))
+    labels = np.zeros(100, np.int64)
+    assert is_no_worse(again, trial, labels) and not is_no_worse(again, by_heart, labels)
+    assert is_no_worse(trial, trial, labels) and not is_no_worse(trial, again, labels)
+    assert not is_no_worse(np.full_like(again, np.nan), trial, labels)
 
 
 def test_a_gain_of_less_than_two_standard_errors_is_not_enough():

@@ -25,7 +25,7 @@ from toolkit.tasks.tail_fit import (
     start_row,
     write_start,
 )
-from toolkit.tasks.trial import Trials, held_out, is_few, judge_mixtures, run_trials, write_trial_starts
+from toolkit.tasks.trial import Trials, held_out, is_confirmed, is_few, run_trials, write_trial_starts
 from toolkit.training.mixing import NO_JUDGE, WENT_ASTRAY, State, Verdict, load_state, put_mixture
 from toolkit.training.module import TransferModule
 from toolkit.training.network import TransferNetwork
@@ -127,18 +127,16 @@ def _calibrate(network: TransferNetwork, verdict: Verdict, prepared: Prepared) -
 def _confirmed(
     network: TransferNetwork, start: State, again: Fitted, found: Trials, prepared: Prepared, job: Job
 ) -> Verdict:
-    """Return the trials' Verdict, or that the head stays where the training on all images was none that they described:
-    on images that judged the first of them, and that it has seen now, its mixture must do at least as well as the
-    head."""
+    """Return the trials' Verdict, or that the head stays where the training on all images was none that they
+    described."""
     verdict = found.verdict
     if again.end is None:
         return replace(verdict, share=0.0, gain=0.0, gain_se=0.0, reason=WENT_ASTRAY.reason)
-    share, manifest = verdict.share, found.done[0].manifest
-    mixtures = judge_mixtures(network, start, again.end, manifest, prepared, job, (0.0, share)).mixtures
-    put_mixture(network, start, again.end, share)
-    if not mixtures or mixtures[1].nll <= mixtures[0].nll:  # not so for NaN
+    confirmed = is_confirmed(network, start, again.end, verdict.share, found, prepared, job)
+    put_mixture(network, start, again.end, verdict.share)
+    if confirmed:
         return verdict
-    reason = "trained on all images it ended below the head on those that had judged it"
+    reason = "trained on all images it did worse on those that had judged it than the training without them"
     return replace(verdict, share=0.0, gain=0.0, gain_se=0.0, reason=reason)
 
 

@@ -18,7 +18,7 @@ from toolkit.progress import say
 from toolkit.tasks.job import Job
 from toolkit.tasks.prepare import Prepared
 from toolkit.tasks.tail_fit import Fitted, Phase, fit_from_start, make_data, make_module, read_start, write_start
-from toolkit.training.mixing import NO_JUDGE, SHARES, WENT_ASTRAY, State, Verdict, judge, put_mixture
+from toolkit.training.mixing import NO_JUDGE, SHARES, WENT_ASTRAY, State, Verdict, is_no_worse, judge, put_mixture
 from toolkit.training.network import TransferNetwork
 from toolkit.training.trained import TrainedModel
 
@@ -118,18 +118,23 @@ def _without_weights(trial: Trial) -> Trial:
     return replace(trial, start=None, fitted=replace(trial.fitted, end=None))
 
 
-def judge_mixtures(
-    network: TransferNetwork,
-    start: State,
-    end: State,
-    manifest: Manifest,
-    prepared: Prepared,
-    job: Job,
-    shares: Sequence[float] = SHARES,
-) -> Verdict:
-    """Return the Verdict on mixtures of start and end, by the VAL rows of a Manifest."""
-    scores, labels = _scores_of_mixtures(network, start, end, manifest, prepared, job, shares)
-    return judge([some.numpy() for some in scores], labels.numpy(), shares) if len(labels) else NO_JUDGE
+def is_confirmed(
+    network: TransferNetwork, start: State, end: State, share: float, trials: Trials, prepared: Prepared, job: Job
+) -> bool:
+    """Return whether a training on all images is one that the trials described: on the images that were held out of the
+    first of them, and that it has seen, its mixture does no worse than that of the trial, which had not seen them.
+
+    (Not: than the head that has seen them. A head that knows all of its images by heart is more sure of them than any
+    tail that trains on views of them: by that measure trainings that won two points were thrown away.)
+    """
+    first = trials.done[0]
+    if not len(first.labels):
+        return True
+    (seen,), labels = _scores_of_mixtures(network, start, end, first.manifest, prepared, job, (share,))
+    unseen = first.scores[SHARES.index(share)]
+    if len(labels) != len(first.labels):  # a file that failed since
+        return True
+    return is_no_worse(seen.numpy(), unseen.numpy(), labels.numpy())
 
 
 def _try(phase: Phase, prepared: Prepared, job: Job) -> Trial:

@@ -141,6 +141,18 @@ def judge(scores: Sequence[NDArray[Any]], labels: NDArray[np.int64], shares: Seq
     return Verdict(shares[chosen], n, float(gains[chosen].mean()), _error(gains[chosen]), mixtures)
 
 
+def is_no_worse(scores: NDArray[Any], others: NDArray[Any], labels: NDArray[np.int64]) -> bool:
+    """Return whether scores float (n, C) are no clearly less likely than others are, each at the temperature that suits
+    it; False where they are no numbers.
+
+    What one image with a bit of every class costs, which keeps temperatures from 0, is no difference.
+    """
+    losses = [negative_log_likelihoods(some, labels, best_temperature(some, labels)) for some in (scores, others)]
+    worse = losses[0] - losses[1]
+    slack = math.log(scores.shape[1]) / len(labels)
+    return bool(worse.mean() <= max(LEAST_GAIN, SURE * _error(worse), slack))
+
+
 def _nearest(gains: Sequence[NDArray[np.float64]]) -> tuple[float, float]:
     """Return mean and error of the gain that is most of its errors above nothing; zeros if none is worth it."""
     found = [(float(gain.mean()), _error(gain)) for gain in gains]
