@@ -146,6 +146,13 @@ def test_interval_follows_its_seed_and_leaves_the_global_generator_alone() -> No
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_where_all_are_right_the_interval_still_has_a_width():
+    """Wilson's: 20 of 20 right is no proof that all are (SciPy's binomtest(20, 20).proportion_ci(method="wilson"))."""
+    assert accuracy_interval(20, 20) == pytest.approx((0.838875, 1.0), abs=1e-5)
+    assert accuracy_interval(0, 5) == pytest.approx((0.0, 0.434482), abs=1e-5)
+    assert accuracy_interval(1, 1)[0] < 0.3
+
+
 def test_confusion_matrix_has_true_rows() -> None:
     labels, predictions = torch.tensor([0, 0, 1, 2, 2, 2]), torch.tensor([0, 1, 1, 0, 2, 2])
     matrix = confusion_matrix(predictions, labels, 4)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from toolkit.errors import ToolkitError
 
+Z95 = 1.959964  # standard deviations that hold 95 % of a normal distribution
 ECE_BINS = 15
 SUM_TOLERANCE = 1e-2  # of a row of probabilities; a softmax in bfloat16 is off by some 1e-3
 
@@ -101,8 +102,12 @@ def accuracy_interval(hits: int, n: int, *, seed: int = 0, resamples: int = 1000
     """Return the bootstrap percentile 95 % interval (low, high) of the accuracy `hits` / `n`, n ≥ 1.
 
     A resample of n images with replacement has Binomial(n, hits / n) hits: they are drawn directly, which is the
-    bootstrap itself and needs no memory. Where all or no images are hits the interval has no width.
+    bootstrap itself and needs no memory. Where all or no images are hits, of which every resample says the same, it is
+    Wilson's interval (1927, "Probable inference, the law of succession, and statistical inference").
     """
+    if hits in (0, n):
+        beyond = Z95**2 / (n + Z95**2)
+        return (1 - beyond, 1.0) if hits else (0.0, beyond)
     generator = torch.Generator().manual_seed(seed)
     share = torch.full((resamples,), hits / n, dtype=torch.float64)
     draws = torch.binomial(torch.full_like(share, n), share, generator=generator) / n

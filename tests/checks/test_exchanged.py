@@ -7,6 +7,7 @@ import pytest
 
 from tests.checks.test_label_noise import manifest_of
 from toolkit.checks.exchanged import exchanges, scores_by, told
+from toolkit.checks.label_errors import label_findings
 from toolkit.data.manifest import TEST, TRAIN, VAL, Manifest
 
 C = 5
@@ -42,6 +43,48 @@ def test_an_empty_split_and_a_missing_class() -> None:
     assert exchanges(chances[:0], labels[:0]) == []
     some = labels != 2
     assert exchanges(chances[some], labels[some]) == []
+
+
+def test_a_class_that_is_not_there_takes_no_part() -> None:
+    """Whatever the assignment does with names that no image has."""
+    chances, labels = drawn(200, 3.0, 0)
+    only = np.isin(labels, (0, 1, 2))
+    swapped = np.asarray([1, 0, 2, 3, 4])[labels[only]]
+    (found,) = exchanges(chances[only], swapped)
+    assert found.classes == (0, 1)
+    one = labels == 0
+    assert exchanges(chances[one], labels[one] + 3) == [], "of a single class nobody changed places"
+    assert exchanges(chances[only], swapped, known=np.array([0, 2])) == [], "training has no images of the other"
+
+
+def test_views_of_a_few_images_are_no_crowd_of_witnesses() -> None:
+    """Ten views of each of ten images, of which the model is sure and wrong for four, each in its own way."""
+    chances = np.full((10, C), 0.01) + 0.95 * np.eye(C)[[0, 1, 2, 3, 4, 1, 2, 0, 3, 4]]
+    labels = np.array([0, 1, 2, 3, 4, 0, 1, 2, 3, 4])
+    assert exchanges(np.repeat(chances, 10, axis=0), np.repeat(labels, 10)) == []
+
+
+def test_all_that_changed_is_told() -> None:
+    (train, labels), (others, own) = clouds(0), clouds(1, 6)
+    both = np.concatenate([labels, np.asarray([1, 0, 3, 2, 4])[own], np.asarray([0, 1, 2, 4, 3])[own]])
+    splits = np.repeat(np.array([TRAIN, VAL, TEST], np.int8), [len(labels), len(own), len(own)])
+    sentence = told(
+        manifest_of(both, splits), np.arange(len(both)), np.concatenate([train, others, others]), [8], [VAL, TEST]
+    )
+    assert sentence is not None and sentence.count("changed places") == 3
+    for words in ("in val a and b", "in val c and d", "in test d and e"):
+        assert words in sentence
+
+
+def test_it_is_told_before_what_follows_from_it() -> None:
+    """Of two classes, with as many images in val as in train: then the labels seem to have nothing to do with them."""
+    labels = np.array([0, 1] * 20)
+    scores = np.where(np.eye(2)[labels] > 0, 0.1, 0.0) * np.where(np.arange(40) % 4 < 2, 1, -1)[:, None]
+    finding, _ = label_findings(
+        manifest_of(labels), np.arange(40), scores, "in val a and b seem to have changed places"
+    )
+    assert finding.seen == "in val a and b seem to have changed places"
+    assert "nothing to do" in label_findings(manifest_of(labels), np.arange(40), scores)[0].seen
 
 
 def clouds(seed: int, n: int = 20) -> tuple[np.ndarray, np.ndarray]:

@@ -6,14 +6,17 @@ import csv
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from toolkit.checks.files import file_findings
 from toolkit.checks.finding import FAIL, PASS, WARN, WIDTH, CheckReport, Finding, Suspect, by_suspicion
 from toolkit.checks.learner import Learner, first_of, tensors_of
 from toolkit.checks.learning import overfit
 from toolkit.checks.model import first_loss, gradients, last_batch, regularized_loss
+from toolkit.data.manifest import TRAIN, VAL, Manifest
 
 SUSPECTS = (
     Suspect("b.png", "train", "cat", "label_errors", "looks like dog, 99 %", 0.99),
@@ -106,3 +109,11 @@ def test_the_first_of_nested_inputs() -> None:
     first = first_of(inputs, 1)
     assert first[0].tolist() == [[0, 1]] and first[1][0].tolist() == [0] and first[1][1] is None
     assert len(tensors_of(inputs)) == 2
+
+
+def test_a_class_that_nothing_validates_is_told() -> None:
+    labels = np.repeat(np.arange(3), [6, 6, 1])
+    splits = np.array([TRAIN] * 5 + [VAL] + [TRAIN] * 5 + [VAL] + [TRAIN], np.int8)
+    manifest = Manifest(Path("/none"), ("a", "b", "c"), tuple(f"{row}.png" for row in range(13)), labels, splits)
+    found = {one.name: one for one in file_findings(manifest, [])[0]}["missing_class"]
+    assert found.status == WARN and found.seen == "too few images to validate 1 class: c"

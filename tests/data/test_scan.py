@@ -206,6 +206,13 @@ def test_names_that_are_not_utf8_are_quarantined(photo_folder):
     assert len(manifest) == 15 and manifest.classes == ("cat", "dog", "owl")
 
 
+def test_a_link_to_where_a_class_lies_does_not_take_in_the_other_classes(photo_folder):
+    plain = scan(photo_folder)
+    (photo_folder / "cat" / "up").symlink_to("..")
+    (photo_folder / "dog" / "root").symlink_to(photo_folder.parent)
+    assert scan(photo_folder).paths == plain.paths
+
+
 def test_links_to_files_and_folders_are_followed_and_loops_end(photo_folder, tmp_path):
     make_photos(tmp_path / "elsewhere", {"fox": 2})
     (photo_folder / "fox").symlink_to(tmp_path / "elsewhere" / "fox")

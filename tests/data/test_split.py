@@ -119,3 +119,10 @@ def test_a_class_without_training_images_is_named(split):
 def test_fewer_than_two_classes(counts):
     with pytest.raises(DataError, match="at least 2 classes"):
         assign_splits(manifest_of(counts))
+
+
+def test_a_share_that_nothing_is_split_by_is_told():
+    split = assign_splits(manifest_of([4, 4]))
+    assert not split.remarks
+    assert assign_splits(split, val=0.3).remarks == ("val 0.3 is not used: the data have a split of their own",)
+    assert not assign_splits(manifest_of([4, 4]), val=0.3).remarks

@@ -17,6 +17,7 @@ from toolkit.options import Options
 from toolkit.plan import Recipe, TransferPlan, partial_cut
 from toolkit.planning.evidence import Evidence
 from toolkit.planning.facts import Facts, facts_of
+from toolkit.planning.forecast import seconds
 from toolkit.planning.policy import AUTOMATIC, make_plan, open_strategies
 from toolkit.planning.probes import Probe
 from toolkit.planning.recipes import epochs_for, freezing
@@ -277,3 +278,18 @@ def test_images_that_are_enlarged_are_cropped_lightly(
     plan = make(Options(**{"strategy": "full", **options}), side_px=side_px)
     assert plan.augmentation == augmentation
     assert any("the network sees 224" in reason for reason in plan.reasons) == (augmentation == "light")
+
+
+def test_stages_that_would_never_begin_to_learn_are_refused() -> None:
+    with pytest.raises(SettingError, match="unfreeze: a stage that begins to learn after 5 epochs does not in 2"):
+        make(Options(strategy="partial", epochs=2, unfreeze=5))
+    assert make(Options(strategy="partial", epochs=6, unfreeze=5)).recipe is not None
+
+
+def test_a_rate_that_is_looked_for_takes_its_time() -> None:
+    plan = make(Options(strategy="partial", epochs=10))
+    plain, found = (seconds(plan, 1.0, 0.01, judged=True, finds_rate=finds) for finds in (False, True))
+    assert found > 2 * plain
+    scratch = make(Options(strategy="scratch", epochs=10))
+    plain, found = (seconds(scratch, 1.0, 0.01, judged=False, finds_rate=finds) for finds in (False, True))
+    assert plain < found < plain + 76 * 2 * 32 * 0.01

@@ -126,7 +126,8 @@ def test_on_pretrained_features(model: str, colour: Path, tmp_path: Path) -> Non
 
 def test_a_run_folder_like_any_other(mlp: BaselineRun, grey: Path) -> None:
     files = {"config.yaml", "metrics.json", "history.csv", "predictions.csv", "quarantine.csv", "model"}
-    assert {path.name for path in mlp.path.iterdir()} == {*files, "per_class.csv", "confusion.csv", "mistakes.csv"}
+    files |= {"per_class.csv", "confusion.csv", "mistakes.csv", "trained_on.csv"}
+    assert {path.name for path in mlp.path.iterdir()} == files
     metrics = json.loads((mlp.path / "metrics.json").read_text())
     assert metrics == mlp.metrics
     assert (metrics["strategy"], metrics["backbone"], metrics["model"]) == ("baseline", None, "mlp")

@@ -138,7 +138,7 @@ def test_neighbours_that_disagree_are_a_draw_for_the_first_of_the_classes(tmp_pa
     (record,) = records(members[0], asked, ensemble=ensemble)
     assert [item["label"] for item in record["top"]] == ["c2", "c4", "c0", "c1", "c3"]
     assert record["top"][0]["probability"] == record["top"][1]["probability"] > record["top"][2]["probability"]
-    found = score(members[0], asked, ensemble=ensemble, out=str(tmp_path / "scores"))
+    found = score(members[0], asked, ensemble=ensemble, out=str(tmp_path / "scores"), split="all")
     assert found.scores.accuracy == 1 and found.members == (0.0, 1.0)
     assert [row["prediction"] for row in table(tmp_path / "scores/predictions.csv")] == ["c2"]
 
@@ -344,7 +344,7 @@ def test_data_with_little_in_it(runs: Runs, tmp_path: Path) -> None:
     json.dumps(found.to_dict(), allow_nan=False)
     (one / "cat" / os.fsdecode(b"\xff.jpg")).write_bytes((one / "cat/000.jpg").read_bytes())
     (one / "cat/001.jpg").write_bytes((one / "cat/000.jpg").read_bytes()[:700])
-    found = score(runs("head").path, one, robustness=True)
+    found = score(runs("head").path, one, robustness=True, split="all")
     assert (found.scores.n, found.quarantined) == (1, 2)
 
 

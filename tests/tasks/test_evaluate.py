@@ -46,6 +46,55 @@ def test_no_training_image_is_scored_though_files_proved_broken(tmp_path: Path) 
     assert table(tmp_path / "scores/predictions.csv") == rows
 
 
+def test_what_was_trained_on_is_known_wherever_it_lies(
+    runs: Runs, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = runs("head").path
+    validated = {row["path"] for row in table(model / "predictions.csv")}
+    moved = tmp_path / "moved"
+    for path in sorted(file.relative_to(photos) for file in photos.rglob("*.jpg")):
+        target = moved / path.parent / f"renamed {path.name}"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(photos / path, target)
+    found = score(model, moved)
+    assert found.scores.n == len(validated) and found.split == "val"
+    assert f"{30 - len(validated)} of these images are copies of images that were trained on; 6 are new" in (
+        capsys.readouterr().err
+    )
+    assert score(model, moved, split="all").scores.n == 30
+    learned = tmp_path / "learned"
+    for path in sorted({str(file.relative_to(photos)) for file in photos.rglob("*.jpg")} - validated):
+        (learned / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(photos / path, learned / path)
+    assert score(model, learned).scores.n == 30 - len(validated)
+    assert "say nothing of new ones" in capsys.readouterr().err
+
+
+def test_images_that_came_since_are_scored_and_not_taken_for_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = make_photos(tmp_path / "data", {"cat": 10, "dog": 10})
+    result = run(data, tmp_path / "run")
+    rows = table(result.path / "trained_on.csv")
+    assert len(rows) == result.metrics["train"]["n"] and list(rows[0]) == ["path", "fingerprint"]
+    for number in range(4):
+        file = data / "cat" / f"{number:03}.jpg"
+        (data / "cat" / f"new{number}.jpg").write_bytes(file.read_bytes() + b"\0")
+    found = score(result.path, data)
+    assert found.scores.n == result.metrics["val"]["n"] + 4
+    assert "its own split is used again; 4 images are new since" in capsys.readouterr().err
+    (result.path / "trained_on.csv").unlink()  # of a run that an earlier version wrote
+    assert score(result.path, data).scores.n == result.metrics["val"]["n"]
+
+
+def test_tables_of_another_evaluation_do_not_stay(runs: Runs, photos: Path, tmp_path: Path) -> None:
+    out = str(tmp_path / "scores")
+    score(runs("head").path, photos, robustness=True, out=out)  # type: ignore[arg-type]
+    assert (tmp_path / "scores/robustness.csv").exists()
+    score(runs("head").path, photos, out=out)
+    assert not list((tmp_path / "scores").glob("robustness*"))
+
+
 def table(file: Path) -> list[dict[str, str]]:
     with open(file, encoding="utf-8", newline="") as stream:
         return list(csv.DictReader(stream))
@@ -90,7 +139,7 @@ def test_files_that_cannot_be_read_are_counted(runs: Runs, tmp_path: Path) -> No
     data = make_photos(tmp_path / "new", {"cat": 3, "owl": 2})
     (data / "cat/000.jpg").write_bytes((data / "cat/000.jpg").read_bytes()[:700])
     (data / "cat/001.jpg").write_bytes(b"")
-    found = score(runs("head").path, data)
+    found = score(runs("head").path, data, split="all")  # of which three are copies of what it was trained on
     assert (found.scores.n, found.quarantined) == (3, 2)
     assert str(found).startswith("all: accuracy ") and str(found).endswith("; 2 files quarantined")
     for file in data.rglob("*.jpg"):

@@ -63,7 +63,10 @@ def test_still_falling_wants_more_epochs_and_a_plateau_a_smaller_rate() -> None:
 
 def test_too_few_images_tell_nothing() -> None:
     assert standard_error(0.8, 20) > 0.08 > 0.03 > standard_error(0.8, 200)
-    assert diagnose(OVERFIT, n_val=20).startswith("Too few validation images to tell much: of 20 the accuracy 0.790")
+    some = rows([0.85] * 3, [0.8] * 3, [0.5] * 3, [0.6] * 3)
+    assert diagnose(some, n_val=20).startswith("Too few validation images to tell much: of 20 the accuracy 0.800")
+    glaring = rows([0.9, 1.0, 1.0], [0.4] * 3, [0.5, 0.1, 0.01], [1.5, 2.5, 4.3])
+    assert diagnose(glaring, n_val=20).startswith("Overfitting: at epoch 3"), "a gap of six standard errors"
     assert 0 < standard_error(1.0, 10) < 0.1
     small = rows([0.88] * 3, [0.8] * 3, [0.5] * 3, [0.6] * 3)
     assert diagnose(small, n_val=80).startswith("A gap of 0.080 that may be chance")
@@ -91,6 +94,45 @@ def test_the_start_is_what_has_to_be_beaten() -> None:
     start = {"epoch": 0.0, "train_loss": None, "val_loss": 0.4, "val_accuracy": 0.9}
     assert "Nothing was won over the start: its validation loss is 0.400" in diagnose([start, *OVERFIT], n_val=1000)
     assert "Nothing was won" not in diagnose([{**start, "val_loss": 2.0}, *OVERFIT], n_val=1000)
+
+
+def test_with_patience_the_start_may_be_what_is_kept() -> None:
+    start = {"epoch": 0.0, "train_loss": None, "val_loss": 0.4, "val_accuracy": 0.9}
+    text = diagnose([start, *OVERFIT], n_val=1000, keeps_best=True)
+    assert text.startswith("Nothing was won over the start") and text.endswith(" Its weights are kept.")
+    assert "Overfitting" not in text and "epoch 3" not in text
+
+
+def test_patience_has_waited_for_the_rise_that_it_did_not_keep() -> None:
+    some = rows([0.8, 0.81, 0.83, 0.84], [0.8, 0.8, 0.8, 0.8], [0.5, 0.45, 0.44, 0.43], [0.5, 0.4, 0.5, 0.6])
+    assert "Overfitting" in diagnose(some, n_val=1000)
+    assert "Overfitting" not in diagnose(some, n_val=1000, keeps_best=True)
+
+
+def test_a_training_loss_that_rises_is_the_rate_and_not_overfitting() -> None:
+    wild = rows([0.85, 0.5, 0.35], [0.85, 0.5, 0.35], [0.4, 1.4, 2.2], [0.4, 1.5, 2.3])
+    text = diagnose(wild, n_val=1000)
+    assert text.startswith("Diverging: the training loss rose from 0.400 at epoch 1 to 2.200; take a smaller lr.")
+    assert "Overfitting" not in text and "weight_decay" not in text
+
+
+def test_a_rise_of_next_to_nothing_is_none() -> None:
+    tiny = rows([1.0] * 3, [1.0] * 3, [0.001] * 3, [8e-4, 9e-4, 1.1e-3])
+    assert "Overfitting" not in diagnose(tiny, n_val=1000)
+
+
+def test_where_nothing_moves_a_smaller_rate_is_no_advice() -> None:
+    start = {"epoch": 0.0, "train_loss": None, "val_loss": 0.566, "val_accuracy": 0.8}
+    still = rows([0.8] * 4, [0.8] * 4, [0.5] * 4, [0.566, 0.566, 0.565, 0.565])
+    text = diagnose([start, *still], n_val=1000)
+    assert "Hardly anything was learned: validation loss 0.566 at the start and 0.565" in text
+    assert "a larger lr may" in text and "smaller lr" not in text
+
+
+def test_images_of_a_trial_are_called_by_their_name() -> None:
+    some = rows([0.85] * 3, [0.8] * 3, [0.5] * 3, [0.6] * 3)
+    text = diagnose(some, n_val=20, judged_by="held-out")
+    assert text.startswith("Too few held-out images to tell much: of 20") and "validation" not in text
 
 
 def test_rows_with_holes() -> None:

@@ -171,6 +171,13 @@ def test_where_nothing_helps_it_is_a_share_of_what_harms() -> None:
     assert 1e-2 < found.multiplier < 0.1, "harm begins at about 1"
 
 
+def test_harm_that_nobody_saw_is_not_told() -> None:
+    found = suggestion(curve([0.7 - 0.02 * n for n in range(20)]), 0.01)
+    assert "no worse up to" in found.reason and "worse from" not in found.reason
+    harmed = suggestion(curve([0.7] * 12 + [0.6, 0.9, 1.5, 2.0, 3.0, 3.0]), 0.01)
+    assert "worse from" in harmed.reason
+
+
 def test_without_images_held_out_a_tenth_of_the_lowest_place_of_training_is() -> None:
     points = [
         RangePoint(10 ** (n / 5), loss, None)

@@ -14,7 +14,7 @@ from tests.training.test_range_test import batches_of, data, held_out_of, module
 from tests.training.tiny import assert_equal, copied
 from toolkit.data.datamodule import ImageFolderData
 from toolkit.data.manifest import VAL
-from toolkit.training import rehearsal
+from toolkit.training import rehearsal, tryout
 from toolkit.training.checkpoints import random_state
 from toolkit.training.range_chart import range_chart
 from toolkit.training.range_test import RangePoint, settled, suggestion
@@ -83,6 +83,46 @@ def test_it_climbs_by_threes_as_long_as_that_helps() -> None:
     assert climbed(1e9, [1.0], high=5.0) == pytest.approx([1, 3])
 
 
+def test_it_does_not_wander_where_nothing_changes() -> None:
+    """Where hardly anything is learned, a smaller rate is a hair better each time, and trains even less."""
+    done = climb(lambda m: of(m, 0.6450 + 5e-4 * math.log10(m)), [1.0, 0.3], low=1e-3, high=1e2)
+    assert min(one.multiplier for one in done) >= 0.3 and lowest(done).multiplier == 1.0
+
+
+def test_batches_are_accumulated_and_stages_wait_as_in_the_training(
+    data: ImageFolderData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, list[float]]] = []
+    learn = rehearsal.learn
+
+    def watched(module: Any, optimizer: Any, batches: Any, *rest: Any) -> Any:
+        seen.append((len(batches), [group["lr"] for group in optimizer.param_groups]))
+        return learn(module, optimizer, batches, *rest)
+
+    monkeypatch.setattr(rehearsal, "learn", watched)
+    settings: dict[str, Any] = {"accumulate": 3, "steps_an_epoch": 2.0}
+    rehearse(module_of(unfreeze=1), batches_of(data), held_out_of(data), 1.0, steps=6, **settings)
+    assert [n for n, _ in seen] == [3] * 6
+    learning = [sum(rate > 0 for rate in rates) for _, rates in seen]
+    assert learning == [2, 2, 4, 4, 6, 6], "a stage an epoch, weights and biases"
+
+
+def test_accumulated_batches_step_as_one_batch_does(data: ImageFolderData) -> None:
+    inputs, labels = next(iter(batches_of(data)(0)))
+    n = len(labels) // 2 * 2
+    halves = [(inputs[: n // 2], labels[: n // 2]), (inputs[n // 2 : n], labels[n // 2 : n])]
+    ends = []
+    for batches in ([(inputs[:n], labels[:n])], halves):
+        module = module_of(optimizer="sgd")
+        module.eval()  # no dropout
+        optimizer = module.make_optimizer()
+        loss = tryout.learn(module, optimizer, batches, "32-true", None)
+        ends.append((loss, copied(module.state_dict())))
+    assert ends[0][0] == pytest.approx(ends[1][0], rel=1e-5)
+    for name, value in ends[0][1].items():
+        torch.testing.assert_close(value, ends[1][1][name], atol=1e-6, rtol=1e-4)
+
+
 def test_the_lowest_loss_wins_and_the_strategys_own_rate_a_tie() -> None:
     assert lowest([of(1.0, 0.50), of(0.3, 0.48), of(9.0, 0.2)]).multiplier == 9.0
     assert lowest([of(1.0, 0.5), of(0.1, 0.5)]).multiplier == 1.0
@@ -98,9 +138,8 @@ def test_the_range_test_takes_its_last_word_from_them(tmp_path: Any) -> None:
     points = [RangePoint(10 ** (n / 3 - 3), 1.0, loss) for n, loss in enumerate([0.7] * 6 + [0.6, 0.5, 0.6, 0.9])]
     found = settled(suggestion(points, 0.01), [of(1.0, 0.5), of(3.0, 0.3), of(9.0, math.inf)], 40)
     assert found.multiplier == 3.0 and found.suggested_lr == 0.03
-    assert found.reason.endswith(
-        "; 40 steps of training came to a loss of 0.500 at 1 times, 0.300 at 3 times, inf at 9 times"
-    )
+    told = "; 40 steps of training came to a loss, at the best temperature, of 0.500 at 1 times, 0.300 at 3 times, "
+    assert found.reason.endswith(told + "inf at 9 times")
     json.dumps([one.to_dict() for one in found.rehearsals], allow_nan=False)
     range_chart(found, tmp_path / "chart.png")
     assert (tmp_path / "chart.png").stat().st_size > 5000

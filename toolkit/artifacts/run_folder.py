@@ -21,6 +21,7 @@ from toolkit.storage import TEMPORARY_PREFIX, publish_json, publish_text, read_j
 
 CONFIG, PLAN, METRICS, HISTORY = "config.yaml", "plan.json", "metrics.json", "history.csv"
 PREDICTIONS, QUARANTINE = "predictions.csv", "quarantine.csv"
+TRAINED_ON = "trained_on.csv"  # path and fingerprint of every training image
 BAD_BATCH = "bad_batch.csv"  # whose loss was no number
 LR_RANGE, LR_RANGE_PICTURE = "lr_range.csv", "lr_range.png"
 PER_CLASS, CONFUSION, MISTAKES = "per_class.csv", "confusion.csv", "mistakes.csv"
@@ -34,7 +35,7 @@ TRIAL_FOLDERS, AGAIN, START = ("trial", "trial2", "trial3"), "again", "start.saf
 TRIAL_HISTORIES = ("trial.csv", "trial2.csv", "trial3.csv")
 CHECKPOINT_FILES = ("last.ckpt", "best.safetensors", START, LOCK)
 FOUND = (BAD_BATCH, LR_RANGE, LR_RANGE_PICTURE)
-TABLES = (PREDICTIONS, QUARANTINE, PER_CLASS, CONFUSION, MISTAKES)
+TABLES = (PREDICTIONS, QUARANTINE, TRAINED_ON, PER_CLASS, CONFUSION, MISTAKES)
 FILES = (CONFIG, PLAN, METRICS, HISTORY, *TRIAL_HISTORIES, *TABLES, *PICTURES, *FOUND)
 
 

@@ -6,6 +6,7 @@ import hashlib
 import re
 import sys
 from collections.abc import Iterable, Mapping
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -85,9 +86,10 @@ def from_url(name: str, url: str) -> tuple[State, str]:
     cache = Path(torch.hub.get_dir()) / "checkpoints"
     file = cache / Path(urlsplit(url).path).name
     try:
-        state: State = torch.hub.load_state_dict_from_url(
-            url, map_location="cpu", progress=sys.stderr.isatty(), check_hash=True, weights_only=True
-        )
+        with redirect_stdout(sys.stderr):  # where it says that it downloads
+            state: State = torch.hub.load_state_dict_from_url(
+                url, map_location="cpu", progress=sys.stderr.isatty(), check_hash=True, weights_only=True
+            )
     except Exception as error:  # urllib, ssl, zipfile, pickle and torch each have their own
         if file.is_file():
             raise WeightsError(f"{file} cannot be read, it is damaged: delete it to download it again") from error

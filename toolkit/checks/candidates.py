@@ -30,9 +30,10 @@ class Candidates:
 
     @classmethod
     def of(cls, pairs: Pairs, likeness: NDArray[np.float32]) -> Candidates:
-        """Sort pairs by their likeness, float (M,); each stays once, with the likeness that stands first."""
-        each, first = np.unique(np.sort(pairs, axis=1), axis=0, return_index=True)
-        return cls(each[np.argsort(-likeness[first], kind="stable")])
+        """Sort pairs by their likeness, float (M,); each stays once, with the largest."""
+        order = np.argsort(-likeness, kind="stable")
+        _, first = np.unique(np.sort(pairs, axis=1)[order], axis=0, return_index=True)
+        return cls(np.sort(pairs[order[np.sort(first)]], axis=1))
 
 
 NEIGHBOURS = 5  # of an image, the most alike, that are looked at

@@ -50,8 +50,8 @@ def near_twins(candidates: Sequence[Candidates], pictures: Callable[[NDArray[np.
     """Return those pairs that are the same picture.
 
     Where many are alike (trousers on black, of 28 px), no limit of its own tells copies from others: so a copy must
-    also differ half as much as whatever is alike and no copy. pictures: gives uint8 (n, 3, 64, 64) of some rows. Of
-    more than 10,000 candidates of a kind the most alike are looked at.
+    also differ half as much as whatever is alike and no copy, of it or of its copies. pictures: gives uint8 (n, 3, 64,
+    64) of some rows. Of more than 10,000 candidates of a kind the most alike are looked at.
     """
     n_most = max((len(one) for one in candidates), default=0)
     if n_most > MOST_PAIRS:
@@ -60,17 +60,34 @@ def near_twins(candidates: Sequence[Candidates], pictures: Callable[[NDArray[np.
     found = _aligned(pairs, pictures)
     copies = [place for place, one in enumerate(found) if one.is_copy]
     left = _touching(unique_pairs([one.pairs for one in candidates]), pairs, np.unique(pairs[copies]))
-    rest = dict.fromkeys(np.unique(pairs[copies]).tolist(), 1.0)  # how much what is alike, and no copy, differs
+    groups = _groups(pairs[copies])  # what is a copy of a copy is not what it has to stand out from
+    rest = dict.fromkeys(groups, 1.0)  # how much what is alike, and no copy, differs
     for (first, second), one in zip([*pairs, *left], [*found, *_aligned(left, pictures)], strict=True):
-        for row in () if one.is_copy else (int(first), int(second)):
-            if row in rest:
-                rest[row] = min(rest[row], one.difference)
+        if groups.get(first, first) != groups.get(second, second):
+            for row in (first, second):
+                if row in rest:
+                    rest[row] = min(rest[row], one.difference)
     twins = []
     for place in copies:
         first, second = pairs[place].tolist()
         if found[place].difference <= OF_THE_REST * min(rest[first], rest[second]):
             twins.append(Twin(first, second, False, found[place].how, found[place].likeness))
     return twins
+
+
+def _groups(copies: Pairs) -> dict[int, int]:
+    """Return for every row of some pairs the smallest row that it hangs together with."""
+    group: dict[int, int] = {}
+
+    def root(row: int) -> int:
+        while group.setdefault(row, row) != row:
+            row = group[row]
+        return row
+
+    for first, second in copies.tolist():
+        low, high = sorted((root(first), root(second)))
+        group[high] = low
+    return {row: root(row) for row in group}
 
 
 @dataclass(frozen=True)

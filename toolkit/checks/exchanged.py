@@ -23,8 +23,8 @@ LEAST_ODDS = 100.0  # to 1, beyond what so many ways of changing places give by 
 
 @dataclass(frozen=True)
 class Exchange:
-    """Classes of which each looks like the next, the last like the first. n: their images; n_fit: those that are called
-    by the other name; n_own: by their own."""
+    """Classes of which each looks like the next, the last like the first. n: their images; n_fit: those that look like
+    the other class; n_own: like their own."""
 
     classes: tuple[int, ...]
     n: int
@@ -40,16 +40,18 @@ def scores_by(
     others: NDArray[np.float32],
     seed: int = 0,
 ) -> NDArray[np.float64]:
-    """Return probabilities float64 (M, C) of other images by ridge regression on these.
+    """Return calibrated probabilities float64 (M, C) of other images by ridge regression on these.
 
-    features: float32 (N, D) of frozen stages, `widths` of each. labels: int64 (N,). others: float32 (M, D).
+    The doubt that LabelNoise found in these images' own labels is a part of them. features: float32 (N, D) of frozen
+    stages, `widths` of each. labels: int64 (N,). others: float32 (M, D).
     """
     head = RidgeHead(widths, seed=seed).fit(features, labels, n_classes)
     with torch.no_grad():
         scores = head.head_(torch.from_numpy(np.ascontiguousarray(others))).double().numpy()
     seen = np.flatnonzero(np.bincount(labels, minlength=n_classes))
     noise = label_noise(head.oof_[:, seen], np.searchsorted(seen, labels))
-    return probabilities(scores, noise.temperature)
+    rate = max(noise.rate, DOUBT)
+    return (1 - rate) * probabilities(scores, noise.temperature) + rate / n_classes
 
 
 def told(
@@ -60,7 +62,7 @@ def told(
     splits: Sequence[int],
     seed: int = 0,
 ) -> str | None:
-    """Return a sentence on classes that changed places in one of some splits, or None.
+    """Return in words which classes changed places in some splits, or None.
 
     rows: int64 (N,), labelled rows of the Manifest; features: float32 (N, D), theirs. Where they are many, 5,000 that
     are spread over the training split say it of 2,000.
@@ -69,48 +71,54 @@ def told(
     train = _spread(np.flatnonzero(split_of == TRAIN), MOST_IMAGES)
     if len(train) < LEAST_IMAGES or len(np.unique(labels[train])) < 2:
         return None
+    sentences = []
     for split in splits:
         others = _spread(np.flatnonzero(split_of == split), MOST_ASKED)
         if not len(others):
             continue
         chances = scores_by(features[train], labels[train], len(manifest.classes), widths, features[others], seed)
-        for one in exchanges(chances, labels[others]):
+        for one in exchanges(chances, labels[others], np.unique(labels[train])):
             names = [manifest.classes[label] for label in one.classes]
             other = "the other" if len(names) == 2 else "another of them"
-            who = f"{', '.join(names[:-1])} and {names[-1]}"
-            return (
-                f"in {SPLIT_NAMES[split]} {who} seem to have changed places: of their {one.n} images {one.n_fit} look "
-                f"like {other}, going by train, and {one.n_own} like their own class"
+            sentences.append(
+                f"in {SPLIT_NAMES[split]} {', '.join(names[:-1])} and {names[-1]} seem to have changed places: of "
+                f"their {one.n} images {one.n_fit} look like {other}, going by train, and {one.n_own} like their own "
+                "class"
             )
-    return None
+    return "; ".join(sentences) or None
 
 
-def exchanges(chances: NDArray[np.float64], labels: NDArray[np.int64]) -> list[Exchange]:
+def exchanges(
+    chances: NDArray[np.float64], labels: NDArray[np.int64], known: NDArray[np.int64] | None = None
+) -> list[Exchange]:
     """Return which classes look as if they had changed places, in a circle of two or more.
 
-    chances: float64 (M, C), calibrated, from a model that has seen other images, whose labels are right. labels: int64
-    (M,). Of all ways to give the classes of these images other names the most probable one is found (Kuhn's assignment)
-    and taken apart into circles. One is reported if its odds against the names as they are exceed 100 to 1, times the
-    number of circles as long as it: by chance that happens in less than a hundredth of sets (Markov's inequality).
+    chances: float64 (M, C), above 0, calibrated, from a model that has seen other images, whose labels are right.
+    labels: int64 (M,). known: classes that it has seen; all by default. Of all ways to give the known classes of these
+    images each other's names the most probable one is found (Kuhn's assignment) and taken apart into circles. One is
+    reported if its odds against the names as they are exceed 100 to 1, times the number of circles as long as it, and
+    if most of its images look like the other class. Of independent images chance would hardly give such odds to a
+    hundredth of sets (Markov's inequality); of ten views of one image it might, hence the second.
     """
     from scipy.optimize import linear_sum_assignment
 
     n_classes = chances.shape[1]
-    logs = np.log((1 - DOUBT) * chances + DOUBT / n_classes)
+    there = np.flatnonzero(np.bincount(labels, minlength=n_classes))
+    classes = there if known is None else np.intersect1d(there, known)
+    if len(classes) < 2:
+        return []
     totals = np.zeros((n_classes, n_classes))  # of the images labelled a, were they b
-    np.add.at(totals, labels, logs)
-    there = np.bincount(labels, minlength=n_classes) > 0
-    named = linear_sum_assignment(-totals)[1]
+    np.add.at(totals, labels, np.log(chances))
+    named = np.arange(n_classes)
+    named[classes] = classes[linear_sum_assignment(-totals[np.ix_(classes, classes)])[1]]
     guesses = chances.argmax(axis=1)
     found = []
     for circle in _circles(named):
         gain = sum(totals[one, named[one]] - totals[one, one] for one in circle)
-        if gain <= math.log(LEAST_ODDS) + len(circle) * math.log(n_classes) or not there[list(circle)].any():
-            continue
         mine = np.isin(labels, circle)
-        fits = guesses[mine] == named[labels[mine]]
-        n_own = int((guesses[mine] == labels[mine]).sum())
-        found.append(Exchange(tuple(circle), int(mine.sum()), int(fits.sum()), n_own))
+        n, n_fit = int(mine.sum()), int((guesses[mine] == named[labels[mine]]).sum())
+        if n_fit > n / 2 and gain > math.log(LEAST_ODDS) + len(circle) * math.log(len(classes)):
+            found.append(Exchange(tuple(circle), n, n_fit, int((guesses[mine] == labels[mine]).sum())))
     return found
 
 

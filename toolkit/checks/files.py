@@ -128,6 +128,9 @@ def _missing_class(manifest: Manifest, own_splits: Sequence[int]) -> Finding:
     if unjudged:
         seen = f"classes that a split has no image of: {some_of(unjudged)}"
         return Finding("missing_class", WARN, seen, "their accuracy stays unknown: move some images there")
+    if not own_splits and (unseen := _names(manifest, present[TRAIN] & ~present[VAL])) and present[VAL].any():
+        seen = f"too few images to validate {count(len(unseen), 'class', 'classes')}: {some_of(unseen)}"
+        return Finding("missing_class", WARN, seen, "collect more of them: nothing tells how well they are known")
     return Finding("missing_class", PASS, f"all {len(manifest.classes)} classes are in every labelled split")
 
 

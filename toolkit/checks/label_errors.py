@@ -17,6 +17,7 @@ from toolkit.heads.ridge import RidgeHead
 
 DOUBTFUL = 0.05  # probability of an image's own label below which somebody should look at it
 LEAST_IMAGES, LEAST_OF_A_CLASS = 20, 3
+MANY = 1 / 3  # of the labels: if so many are doubtful, it is not the labels
 LEAST_CHANCE = 1e-2  # that a split is contradicted so much more often than train by accident
 
 
@@ -61,13 +62,18 @@ def label_findings(
         guess = f"looks like {manifest.classes[guesses[place]]} ({found[place, guesses[place]]:.0%}"
         detail = f"{guess}; own label {own[place]:.1%})"
         suspects.append(suspect(manifest, int(rows[place]), "label_errors", detail, round(float(1 - own[place]), 4)))
-    odd = _unrelated(labels, guesses) or exchanged or _worse_split(manifest.splits[rows], labels, guesses)
+    odd = exchanged or _unrelated(labels, guesses) or _worse_split(manifest.splits[rows], labels, guesses)
     if odd is not None:
         return Finding(
             "label_errors", WARN, odd, "are labels and files in the same order, and classes rightly named?"
         ), suspects
     if not noise.is_there or not len(doubtful):
-        seen = f"of {len(rows)} labels {len(doubtful)} are doubtful, no more than hard images make"
+        why = (
+            "no more than hard images make"
+            if len(doubtful) < len(rows) / 3
+            else "as the frozen network hardly tells them"
+        )
+        seen = f"of {len(rows)} labels {len(doubtful)} are doubtful, {why}"
         return Finding("label_errors", PASS, seen), suspects
     named = some_of([f"{manifest.paths[rows[place]]} ({manifest.classes[guesses[place]]}?)" for place in doubtful])
     seen = f"about {noise.rate:.1%} of {len(rows)} labels look random; {len(doubtful)} are doubtful: {named}"

@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 from toolkit.data.manifest import TEST, TRAIN, UNASSIGNED, VAL, Manifest
 from toolkit.errors import DataError, SettingError
 
+VAL_SHARE = 0.2  # of each class, unless another one is set
 
-def assign_splits(manifest: Manifest, *, val: float = 0.2, seed: int = 0, untrained: bool = False) -> Manifest:
+
+def assign_splits(manifest: Manifest, *, val: float = VAL_SHARE, seed: int = 0, untrained: bool = False) -> Manifest:
     """Return the Manifest with every UNASSIGNED row put into TRAIN or VAL; other rows stay as they are.
 
     Of the n UNASSIGNED images of a class, round(val · n) but at least 1 and at most n − 1 go to VAL: those
@@ -35,6 +37,8 @@ def assign_splits(manifest: Manifest, *, val: float = 0.2, seed: int = 0, untrai
             remarks.append(f"class {name!r} has a single image: it is used for training and never validated")
         elif not (manifest.labels == label).any():
             remarks.append(f"class {name!r} has no usable image left: it can be predicted but was never seen")
+    if val != VAL_SHARE and len(manifest) and not (manifest.splits == UNASSIGNED).any():
+        remarks.append(f"val {val:g} is not used: the data have a split of their own")
     assigned = replace(manifest, splits=splits, remarks=tuple(dict.fromkeys(remarks)))
     _check_classes(assigned, untrained=untrained)
     return assigned

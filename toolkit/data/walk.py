@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from toolkit.data.decode import looks_like_image
@@ -38,9 +39,12 @@ def files_in(root: Path, folder: str) -> Iterator[tuple[str, bool]]:
 
 
 def files_below(root: Path, folder: str, *, hidden: bool = False) -> Iterator[tuple[str, bool]]:
-    """Yield (path, whether it is a visible image) for all files in and below a folder, hidden ones included."""
+    """Yield (path, whether it is a visible image) for all files in and below a folder, hidden ones included.
+
+    A folder that was entered is not entered again; nor is one that this one lies in, to which a link leads back.
+    """
     pending = [(folder, hidden)]
-    entered: set[tuple[int, int]] = set()
+    entered = _above(root, folder)
     while pending:
         folder, hidden = pending.pop()
         try:
@@ -56,6 +60,16 @@ def files_below(root: Path, folder: str, *, hidden: bool = False) -> Iterator[tu
                 pending.append((path, invisible))
             else:
                 yield path, not invisible and looks_like_image(root / path)
+
+
+def _above(root: Path, folder: str) -> set[tuple[int, int]]:
+    """Return device and inode of the folders that one lies in, from the root down."""
+    found = set()
+    for place in Path(folder).parents:
+        with suppress(OSError):
+            status = os.stat(root / place)
+            found.add((status.st_dev, status.st_ino))
+    return found
 
 
 def _cannot_list(folder: Path, error: OSError) -> DataError:

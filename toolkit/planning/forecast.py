@@ -12,15 +12,27 @@ TRIAL = 0.8  # of the training images, the rest judges
 REFIT_UP_TO = 5_000  # training images; above, the trial is the training: what judged is left out for good
 
 
-def seconds(plan: TransferPlan, extraction_s: float, image_s: float, *, judged: bool) -> float:
+RATE_TEST_STEPS = 76  # of a range test, whose looks cost about as much again
+REHEARSALS = 4 * 0.25  # of trainings, for each part of the images that can be held out
+
+
+def seconds(
+    plan: TransferPlan, extraction_s: float, image_s: float, *, judged: bool, finds_rate: bool = False
+) -> float:
     """Return the seconds until a plan is carried out: extraction, trials, and the training.
 
     image_s: of training on one image, tried out on the machine. judged: whether a trial decides what is kept.
+    finds_rate: whether a range test and rehearsals look for the rate first.
     """
     if plan.recipe is None or plan.epochs is None:
         return extraction_s
     images: float = plan.facts["n_train"] + plan.facts["n_val"] / 3  # what only validates goes forward alone
-    return extraction_s + trainings(plan, judged=judged) * plan.epochs * images * image_s
+    n_images = trainings(plan, judged=judged) * plan.epochs * images
+    if finds_rate:
+        parts = 1 if plan.facts["n_train"] > REFIT_UP_TO else 3
+        tested = 1.5 * RATE_TEST_STEPS * plan.recipe.batch_size
+        n_images += tested + (0.0 if plan.strategy == "scratch" else REHEARSALS * parts * TRIAL * plan.epochs * images)
+    return extraction_s + n_images * image_s
 
 
 def trainings(plan: TransferPlan, *, judged: bool) -> float:

@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 from toolkit.errors import SettingError
 from toolkit.options import AUTO_RATE, Options
-from toolkit.plan import TransferPlan
+from toolkit.plan import Recipe, TransferPlan
 from toolkit.planning.decision import Decision, decide, ways_of
 from toolkit.planning.evidence import ALL_STAGES_BELOW, Evidence
 from toolkit.planning.recipes import (
@@ -78,7 +78,7 @@ def make_plan(
     recipe = recipe_for(strategy, options)
     epochs = None
     if recipe is not None:
-        epochs = options.epochs or epochs_for(strategy, facts.n_train, recipe.batch_size)
+        epochs = _epochs(strategy, recipe, options, facts.n_train)
         steps = epochs * -(-facts.n_train // recipe.batch_size)
         reasons.append(
             f"{epochs} epochs of {facts.n_train} images in batches of {recipe.batch_size} are {steps} batches"
@@ -117,6 +117,17 @@ def make_plan(
         overridden=tuple(key for key in _OVERRIDABLE if options.sets(key))
         + (() if options.strategy == "auto" else ("strategy",)),
     )
+
+
+def _epochs(strategy: str, recipe: Recipe, options: Options, n_train: int) -> int:
+    """Return the epochs that are set, or that come by themselves; SettingError where no stage would begin to learn."""
+    epochs = options.epochs or epochs_for(strategy, n_train, recipe.batch_size)
+    if recipe.unfreeze >= epochs:
+        raise SettingError(
+            f"unfreeze: a stage that begins to learn after {recipe.unfreeze} epochs does not in {epochs}; take a "
+            "smaller number, or more --epochs"
+        )
+    return epochs
 
 
 def _decision(evidence: Evidence, options: Options, stage_sizes: Sequence[int], strategies: Sequence[str]) -> Decision:

@@ -45,9 +45,10 @@ def png(figure: Figure) -> bytes:
 
 
 def plain(name: str, most: int = 24) -> str:
-    """Return a name in one line of at most so many letters; what cannot be shown, a line break say, is a ?."""
+    """Return a name in one line of at most so many letters, the middle left out: names often differ at the end. What
+    cannot be shown, a line break say, is a ?."""
     shown = "".join("?" if unicodedata.category(letter) in ("Cc", "Cs") else letter for letter in name)
-    return shown if len(shown) <= most else shown[: most - 1] + "…"
+    return shown if len(shown) <= most else f"{shown[: most // 2]}…{shown[len(shown) - (most - 1 - most // 2) :]}"
 
 
 def caption_lines(caption: str, width_in: float) -> list[str]:

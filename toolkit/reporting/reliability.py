@@ -52,7 +52,7 @@ def draw_reliability(splits: Sequence[Surety]) -> Figure:
         for left, count in zip(edges[there], found.counts[there], strict=True):
             below.text(left + 0.5 / ECE_BINS, count, _short(int(count)), ha="center", va="bottom", fontsize=7)
         above.grid(alpha=0.3)
-        above.legend(fontsize=8, loc="upper left")
+        above.legend(fontsize=8, loc="best")
     axes[0, 0].set_ylabel("share that is right")
     axes[1, 0].set_ylabel("images")
     return figure

@@ -68,8 +68,8 @@ def _check_place(fix_list: str) -> None:
         raise ArtifactError(f"{fix_list}: its folder cannot be written; choose another place")
     if path.exists():
         try:
-            with open(path, encoding="utf-8") as file:
-                is_list = file.readline().strip() == ",".join(FIX_LIST_COLUMNS)
+            with open(path if path.is_file() else os.devnull, encoding="utf-8") as file:
+                is_list = file.readline(200).strip() == ",".join(FIX_LIST_COLUMNS)
         except (OSError, ValueError):
             is_list = False
         if not is_list:

@@ -22,6 +22,7 @@ from toolkit.evaluation.predictions import Predictions
 from toolkit.evaluation.tables import write_confusion_csv, write_mistakes_csv, write_per_class_csv
 from toolkit.scores import Scores
 from toolkit.tasks.job import Stopwatch
+from toolkit.tasks.own_split import write_trained_on
 from toolkit.training.diagnosis import diagnose
 
 VAL_USE = {
@@ -39,6 +40,7 @@ def publish_results(folder: RunFolder, model: Model, predictions: Predictions, m
     write_per_class_csv(folder.path / PER_CLASS, known)
     write_mistakes_csv(folder.path / MISTAKES, known)
     folder.write_quarantine(manifest)
+    write_trained_on(folder.path, manifest)
 
 
 def metrics_of(
@@ -73,13 +75,14 @@ def diagnosis_of(
     n_val: validation images; n_judges: those that were held out of a trial. blended: by mixup or cutmix.
     keeps_best: the weights of the lowest validation loss are kept, not the last ones.
     """
-    for name, n in ((HISTORY, n_val), (TRIAL_HISTORIES[0], n_judges)):
+    for name, n, judged_by in ((HISTORY, n_val, "validation"), (TRIAL_HISTORIES[0], n_judges, "held-out")):
         if (folder.path / name).exists():
             with open(folder.path / name, encoding="utf-8", newline="") as file:
                 rows = [
                     {key: float(value) if value else None for key, value in row.items()} for row in csv.DictReader(file)
                 ]
-            return diagnose(rows, n_val=n, blended=blended, keeps_best=keeps_best) or None
+            told = diagnose(rows, n_val=n, blended=blended, keeps_best=keeps_best, judged_by=judged_by)
+            return told or None
     return None
 
 

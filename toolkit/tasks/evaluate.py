@@ -217,6 +217,8 @@ def _make_folder(folder: Path, data: str) -> Path:
         raise ArtifactError(f"{folder} holds a run, whose tables would be replaced; choose another --out")
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        for name in (ROBUSTNESS, EXAMPLES):  # of another model, say: what is not made again would stay beside the new
+            (folder / name).unlink(missing_ok=True)
     except OSError as error:
         raise ArtifactError(f"{folder}: cannot be written ({error.strerror}); choose another --out") from error
     return folder

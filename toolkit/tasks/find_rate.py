@@ -34,7 +34,7 @@ from toolkit.training.rehearsal import Rehearsal, climb, rehearse
 from toolkit.training.tryout import Labelled
 
 LOOKED_AT = 128  # images held out that a step of the range test is judged by; a batch more or less
-REHEARSED = 0.25  # of the training's steps make a rehearsal, of which there are four to six, thrice for few images
+REHEARSED = 0.25  # of the training's steps make a rehearsal, of which there are three to six, thrice for few images
 FEWEST, MOST = 30, 100  # steps of a rehearsal, if the training has as many
 
 
@@ -53,7 +53,8 @@ def with_rate(folder: RunFolder, prepared: Prepared, job: Job) -> Prepared:
     if found is not None:
         told = {"multiplier": round(found.multiplier, 6), "steps": len(found.points)}
         told["rehearsals"] = [one.to_dict() for one in found.rehearsals]
-        reason = f"{found.reason}: lr {lr:g} instead of {plan.recipe.lr:g}"
+        stays = lr == plan.recipe.lr
+        reason = f"{found.reason}: lr {lr:g}{', as it was' if stays else f' instead of {plan.recipe.lr:g}'}"
         publish_text(folder.path / LR_RANGE, range_csv(found))
         range_chart(found, folder.path / LR_RANGE_PICTURE)
     say(reason)
@@ -82,6 +83,7 @@ def tested(prepared: Prepared, job: Job) -> RangeTest | None:
     settings: dict[str, Any] = {
         "precision": resolve_precision(options.precision, job.device),
         "clip": 1.0 if options.clip is None else options.clip,
+        "accumulate": options.accumulate or 1,
     }
     say("range test: one factor on all rates rises until the loss gets worse")
     if plan.recipe.batchnorm == "moving":
@@ -100,15 +102,17 @@ def _rehearsed(
 ) -> RangeTest:
     """Return the RangeTest with what short trainings say of its rate, the strategy's own one, and others."""
     stages = [_Stage(part, prepared, job) for part in parts]
-    whole = (prepared.plan.epochs or 1) * stages[0].steps_an_epoch
+    epochs = prepared.plan.epochs or 1
+    whole = epochs * -(-stages[0].batches_an_epoch // settings["accumulate"])
     n_steps = min(whole, max(FEWEST, min(MOST, round(REHEARSED * whole))))
+    length = {"steps": n_steps, "steps_an_epoch": n_steps / epochs}
 
     def of_all(multiplier: float) -> Rehearsal:
         done = []
         for stage in stages:
             with stage:
                 judges = stage.judges()
-                done.append(rehearse(stage.module, stage.batches, judges, multiplier, steps=n_steps, **settings))
+                done.append(rehearse(stage.module, stage.batches, judges, multiplier, **length, **settings))
         joined = Rehearsal.joined(done)
         say(f"  {n_steps} steps at {multiplier:.2g} times: loss {joined.loss:.3f}, {joined.accuracy:.3f} right")
         return joined
@@ -136,7 +140,7 @@ class _Stage:
         self._open = ExitStack()
 
     @property
-    def steps_an_epoch(self) -> int:
+    def batches_an_epoch(self) -> int:
         """Batches of the training images."""
         return len(self._loader)
 

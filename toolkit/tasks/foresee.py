@@ -15,6 +15,7 @@ from toolkit.features.prefix import CHUNK
 from toolkit.features.request import Request
 from toolkit.features.sample import sample_images
 from toolkit.hardware import resolve_precision
+from toolkit.options import AUTO_RATE
 from toolkit.plan import TransferPlan
 from toolkit.planning.decision import Way, expected_gain, way_name
 from toolkit.planning.evidence import Evidence
@@ -70,6 +71,7 @@ def _cost(plan: TransferPlan, found: Measured, manifest: Manifest, job: Job) -> 
     assert found.evidence.head is not None
     plan = replace(plan, taps=found.evidence.head.taps)  # as far as is known before the head is chosen
     options = job.options
+    finds_rate = options.lr == AUTO_RATE
     judged = plan.strategy in ("partial", "full") and options.mixing is None and options.patience is None
     try:
         if plan.recipe is None:
@@ -82,12 +84,14 @@ def _cost(plan: TransferPlan, found: Measured, manifest: Manifest, job: Job) -> 
         fit = fit_to_disk(job, plan, manifest) if job.options.cache else None
         if fit is None or fit.live:  # the frozen stages run for every image of every epoch
             view_s = _view_seconds(training_requests(job, plan)[0], manifest, job)
-            return {"seconds": round(seconds(plan, 0.0, view_s + image_s, judged=judged), 1), "bytes": 0}
+            taken = seconds(plan, 0.0, view_s + image_s, judged=judged, finds_rate=finds_rate)
+            return {"seconds": round(taken, 1), "bytes": 0}
         plan = fitted(plan, fit)
         train, others = training_requests(job, plan)
         parts = [(train, manifest.rows(TRAIN)), (others, np.flatnonzero(manifest.splits != TRAIN))]
         n_bytes, views_s = _extraction(parts, manifest, job)
-        return {"seconds": round(seconds(plan, views_s, image_s, judged=judged), 1), "bytes": n_bytes}
+        taken = seconds(plan, views_s, image_s, judged=judged, finds_rate=finds_rate)
+        return {"seconds": round(taken, 1), "bytes": n_bytes}
     except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, MemoryError):
         return {}  # no decision rests on it
 

@@ -4,39 +4,65 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
-from toolkit.artifacts.run_folder import PREDICTIONS, RunFolder
+from toolkit.artifacts.run_folder import PREDICTIONS, TRAINED_ON, RunFolder
+from toolkit.data.fingerprints import fingerprint, size_in
 from toolkit.data.manifest import TEST, TRAIN, UNASSIGNED, VAL, Manifest
 from toolkit.errors import DataError, ToolkitError
+from toolkit.evaluation.csv_text import csv_text
 from toolkit.progress import say
+from toolkit.storage import publish_text
+
+
+def write_trained_on(folder: Path, manifest: Manifest) -> None:
+    """Write the path and the fingerprint of every training image; of what is no file, or not there any more, "-"."""
+    rows = [(manifest.paths[row], _fingerprint(manifest.file(row))) for row in manifest.rows(TRAIN)]
+    publish_text(folder / TRAINED_ON, csv_text(("path", "fingerprint"), rows))
 
 
 def split_as_trained(manifest: Manifest, models: Sequence[str], data: str, split: str) -> Manifest:
-    """Return the Manifest with the split of the runs that were trained on these very images and divided them.
+    """Return the Manifest with what models were trained on as train, and all else of an undivided folder as val.
 
-    Images that every such run validated on become val, all others train: no image is scored that one of several
-    models has learned by heart. Raises DataError where `split` is auto and there is none: no such image, no test image.
+    So no image is scored that one of several models has learned by heart. A run on these data knows them by their
+    paths, any other run by their content: copies, a folder that was moved, or one that has grown. Where the folder is
+    divided by itself, or all of it is copies, a line says so. Raises DataError where `split` is auto and nothing of a
+    run's own data is left to score.
     """
+    runs = [run for model in models if (run := _run_of(model)) is not None]
+    on_these = [run for run in runs if _is_on(run, data)]
+    trained = np.zeros(len(manifest), dtype=bool)
+    for run in runs:
+        trained |= _by_path(run, manifest) if run in on_these else _by_content(run, manifest)
     divided = manifest.splits == UNASSIGNED
-    runs = [folder for model in models if (folder := _run_on(model, data)) is not None] if divided.any() else []
-    if not runs:
+    if not divided.any():
+        n = int((trained & (manifest.splits != TRAIN)).sum())
+        if n:
+            say(f"note: {n} images of val or test are copies of images that were trained on")
         return manifest
-    unseen = set(manifest.paths).intersection(*(_validated(folder / PREDICTIONS) for folder in runs))
+    if not on_these and not trained.any():
+        return manifest
+    n_new = int((divided & ~trained).sum())
+    if not on_these and not n_new:
+        say("note: these are copies of images that were trained on, and say nothing of new ones")
+        return manifest
     tested = bool(((manifest.splits == TEST) & (manifest.labels >= 0)).any())
-    if split == "auto" and not unseen and not tested:
+    if split == "auto" and not n_new and not tested:
         raise DataError(_nothing_new(data, len(runs)))
-    if len(runs) == 1:
-        say("these are the images that the run was trained on: its own split is used again")
+    if len(on_these) == len(runs) == 1:
+        since = n_new - int((divided & _validated_rows(runs[0], manifest)).sum())
+        grown = f"; {since} images are new since" if since else ""
+        say(f"these are the images that the run was trained on: its own split is used again{grown}")
+    elif on_these:
+        say(f"these are the images that {len(on_these)} of the models were trained on: {n_new} are new to all of them")
     else:
-        say(
-            f"these are the images that {len(runs)} of the models were trained on: {len(unseen)} are new to all of them"
-        )
-    was_validated = np.array([path in unseen for path in manifest.paths], dtype=bool)
-    splits = np.where(divided, np.where(was_validated, VAL, TRAIN), manifest.splits)
+        say(f"{int(trained.sum())} of these images are copies of images that were trained on; {n_new} are new")
+    splits = np.where(divided, np.where(trained, TRAIN, VAL), manifest.splits)
     return replace(manifest, splits=splits.astype(np.int8))
 
 
@@ -50,24 +76,59 @@ def _nothing_new(data: str, n_runs: int) -> str:
     )
 
 
-def _run_on(model: str, data: str) -> Path | None:
-    """Return the run folder of a model, if it is that of a run on these data."""
+def _run_of(model: str) -> Path | None:
+    """Return the run folder of a model, if it lies in one."""
     path = Path(model).expanduser().absolute()
     for folder in (path, path.parent):
-        try:
-            config = RunFolder.open(folder).config()
-        except ToolkitError:
-            continue
-        if Path(str(config.get("data"))).resolve() == Path(data).expanduser().resolve():
+        with suppress(ToolkitError):
+            RunFolder.open(folder).config()
             return folder
     return None
 
 
-def _validated(file: Path) -> set[str]:
-    """Return the paths that a run validated on; raises DataError."""
+def _is_on(run: Path, data: str) -> bool:
+    return Path(str(RunFolder(run).config().get("data"))).resolve() == Path(data).expanduser().resolve()
+
+
+def _by_path(run: Path, manifest: Manifest) -> NDArray[np.bool_]:
+    """Return which rows a run on the same data was trained on; without a list of them, those it did not validate on."""
+    if not (run / TRAINED_ON).exists():
+        return ~_validated_rows(run, manifest)
+    known = {path for path, _ in _read(run / TRAINED_ON, ("path", "fingerprint"))}
+    return np.array([path in known for path in manifest.paths], dtype=bool)
+
+
+def _by_content(run: Path, manifest: Manifest) -> NDArray[np.bool_]:
+    """Return which rows have the content of an image that a run was trained on; a file is read if its size is one of
+    theirs."""
+    found = np.zeros(len(manifest), dtype=bool)
+    if not (run / TRAINED_ON).exists():
+        return found
+    known = {one for _, one in _read(run / TRAINED_ON, ("path", "fingerprint")) if one != "-"}
+    sizes = {size_in(one) for one in known}
+    for row in range(len(manifest)) if known else ():
+        with suppress(OSError):
+            file = manifest.file(row)
+            found[row] = file.stat().st_size in sizes and _fingerprint(file) in known
+    return found
+
+
+def _validated_rows(run: Path, manifest: Manifest) -> NDArray[np.bool_]:
+    validated = {path for path, split in _read(run / PREDICTIONS, ("path", "split")) if split == "val"}
+    return np.array([path in validated for path in manifest.paths], dtype=bool)
+
+
+def _fingerprint(file: Path) -> str:
+    with suppress(OSError):
+        return fingerprint(file)
+    return "-"
+
+
+def _read(file: Path, columns: tuple[str, str]) -> list[tuple[str, str]]:
+    """Return two columns of a run's table; raises DataError."""
     try:
         with open(file, encoding="utf-8", newline="") as stream:
-            return {row["path"] for row in csv.DictReader(stream) if row["split"] == "val"}
+            return [(row[columns[0]], row[columns[1]]) for row in csv.DictReader(stream)]
     except (OSError, KeyError, ValueError, csv.Error) as error:
         raise DataError(
             f"{file} cannot be read, and only it says which images were not trained on; copy model/ elsewhere to "

@@ -199,6 +199,9 @@ def _train(folder: RunFolder, prepared: Prepared, job: Job) -> tuple[TrainedMode
     return model, failures, plan
 
 
+LEAST_DIFFERENCE = 1e-5  # of accuracies, of which a history has six digits
+
+
 def _warn_if_worse(folder: RunFolder, scores: dict[str, Scores | None]) -> None:
     """Say so if training ended below the head that it started from, which the first row of the history tells."""
     val, history = scores["val"], folder.path / HISTORY
@@ -206,7 +209,9 @@ def _warn_if_worse(folder: RunFolder, scores: dict[str, Scores | None]) -> None:
         return
     with open(history, encoding="utf-8", newline="") as file:
         first = next(csv.DictReader(file), None)
-    if first is not None and first["epoch"] == "0" and float(first["val_accuracy"] or 0) > val.accuracy:
+    if first is None or first["epoch"] != "0":
+        return
+    if float(first["val_accuracy"] or 0) - val.accuracy > LEAST_DIFFERENCE:
         say(
             f"note: training ended at {val.accuracy:.3f}, below the head it started from ({first['val_accuracy']}); "
             "take --strategy head, a smaller --lr, or --patience, which keeps the best weights"

@@ -60,6 +60,9 @@ class SearchReport:
             _line("default settings", found["default"], {}),
             _line("best", found["best"], found["best"]["options"]),
         ]
+        again = {one["number"]: one["again"] for one in found["finalists"]}
+        if (mine := again.get(found["best"]["number"])) is not None:
+            lines.append(f"  it won the final of the best {len(again)} trials, on other folds, with {mine:.3f}")
         if found["gain"] is not None:
             gain = {key: value for key, value in found["gain"].items() if key != "beyond_chance"}
             lines += [f"  picked from {trials['trials']}, it looks better than it is", str(Gain(**gain))]

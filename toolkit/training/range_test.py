@@ -60,6 +60,7 @@ def range_test(
     *,
     precision: str = "32-true",
     clip: float | None = 1.0,
+    accumulate: int = 1,
     optimizer: torch.optim.Optimizer | None = None,
     low: float = LOW,
     high: float = HIGH,
@@ -77,9 +78,9 @@ def range_test(
     buffers, gradients, modes, the state and rates of the optimizer, and the random states of Python, NumPy and torch.
     It ends early where the loss diverges.
 
-    batches: epoch (from 0) → that epoch's batches, on the module's device. held_out: labelled batches. precision:
-    resolved; "16-mixed", which would need a scaler of its own, is tested in full. optimizer: over the module's groups
-    at their full rates; the recipe's by default.
+    batches: epoch (from 0) → that epoch's batches, on the module's device, `accumulate` of which make a step. held_out:
+    labelled batches. precision: resolved; "16-mixed", which would need a scaler of its own, is tested in full.
+    optimizer: over the module's groups at their full rates; the recipe's by default.
     """
     device = module.network.normalise.mean.device
     precision = "32-true" if precision == "16-mixed" else precision
@@ -93,7 +94,7 @@ def range_test(
             multiplier = low * (high / low) ** (step / max(1, steps - 1))
             for group, rate in zip(used.param_groups, rates, strict=True):
                 group["lr"] = rate * multiplier
-            loss = learn(module, used, next(stream), precision, clip)
+            loss = learn(module, used, list(itertools.islice(stream, accumulate)), precision, clip)
             if loss is None:
                 break
             seen = _loss_of(module, held_out, precision, device) if held_out and step % EVERY == 0 else None
@@ -117,13 +118,14 @@ def suggestion(points: Sequence[RangePoint], lr: float) -> RangeTest:
     best = min(range(len(losses)), key=losses.__getitem__)
     lowest = losses[best]
     limit = max(HARM * lowest, lowest + HARM_NATS)
-    harm = next((f for f, loss in zip(factors[best:], losses[best:], strict=True) if loss > limit), factors[-1])
+    harm = next((f for f, loss in zip(factors[best:], losses[best:], strict=True) if loss > limit), None)
     seen = any(point.held_out_loss is not None for point in points)
-    factor = max(factors[best], LEAST_OF_HARM * harm) if seen else OF_TRAINING * factors[best]
+    factor = max(factors[best], LEAST_OF_HARM * (harm or 0.0)) if seen else OF_TRAINING * factors[best]
     where = "images held out" if seen else "training batches"
+    after = f"no worse up to {factors[-1]:.2g} times" if harm is None else f"worse from {harm:.2g} times on"
     reason = (
         f"range test: the loss of {where} was {losses[0]:.3f} at first, lowest, {lowest:.3f}, at {factors[best]:.2g} "
-        f"times the recipe's rates, and worse from {harm:.2g} times on ({len(points)} steps)"
+        f"times the recipe's rates, and {after} ({len(points)} steps)"
     )
     return RangeTest(lr, tuple(points), factor, reason)
 
@@ -132,7 +134,7 @@ def settled(found: RangeTest, rehearsals: Sequence[Rehearsal], n_steps: int) -> 
     """Return the RangeTest with the factor of the best rehearsal, and a reason that says so."""
     chosen = lowest(rehearsals)
     losses = ", ".join(f"{one.loss:.3f} at {one.multiplier:.2g} times" for one in sorted(rehearsals, key=_factor))
-    reason = f"{found.reason}; {n_steps} steps of training came to a loss of {losses}"
+    reason = f"{found.reason}; {n_steps} steps of training came to a loss, at the best temperature, of {losses}"
     return replace(found, multiplier=chosen.multiplier, reason=reason, rehearsals=tuple(rehearsals))
 
 

@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 from toolkit.hardware import autocast, true_float32
 from toolkit.heads.temperature import best_temperature, negative_log_likelihoods
 from toolkit.training.module import TransferModule
-from toolkit.training.schedule import warmup_cosine
+from toolkit.training.schedule import rate_factors
 from toolkit.training.tryout import Labelled, as_it_was, learn
 
 APART = 3.0  # from one factor to the next
 AT_MOST = 6  # rehearsals
+LEAST_NATS, LEAST_SHARE = 2e-3, 5e-3  # of a loss; a smaller difference is none
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,12 +66,16 @@ def rehearse(
     steps: int,
     precision: str = "32-true",
     clip: float | None = 1.0,
+    accumulate: int = 1,
+    steps_an_epoch: float = 1.0,
 ) -> Rehearsal:
     """Return what so many steps with a factor on the rates of all groups come to; the module stays as it was.
 
-    It does to the bit, as after a range test. The rates warm up and fall as the recipe has it, over these steps.
-    batches: epoch (from 0) → that epoch's batches, on the module's device. held_out: labelled batches, one image or
-    more. precision: resolved; "16-mixed" is done in full.
+    It does to the bit, as after a range test. The rates warm up, fall and begin (`unfreeze`, by `steps_an_epoch` of
+    these steps) as the recipe has it; no average of the weights (`ema`) is taken and nothing pulls them to where they
+    began, which short trainings do not show. batches: epoch (from 0) → that epoch's batches, on the module's device,
+    `accumulate` of which make a step. held_out: labelled batches, one image or more. precision: resolved; "16-mixed"
+    is done in full.
     """
     precision = "32-true" if precision == "16-mixed" else precision
     recipe = module.recipe
@@ -79,11 +84,11 @@ def rehearse(
         rates = [group["lr"] * multiplier for group in optimizer.param_groups]
         stream = itertools.chain.from_iterable(batches(epoch) for epoch in itertools.count())
         module.train()
-        for step, batch in enumerate(itertools.islice(stream, steps)):
-            factor = warmup_cosine(step, total_steps=steps, warmup_steps=round(steps * recipe.warmup))
-            for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate * factor
-            if learn(module, optimizer, batch, precision, clip) is None:
+        factors = rate_factors(recipe, [group["depth"] for group in optimizer.param_groups], steps, steps_an_epoch)
+        for step in range(steps):
+            for group, rate, factor in zip(optimizer.param_groups, rates, factors, strict=True):
+                group["lr"] = rate * factor(step)
+            if learn(module, optimizer, list(itertools.islice(stream, accumulate)), precision, clip) is None:
                 return _no_number(multiplier, sum(len(labels) for _, labels in held_out))
         return _judged(module, held_out, multiplier, precision)
 
@@ -121,7 +126,7 @@ def climb(
         first = best
         while len(done) < AT_MOST and low <= best.multiplier * direction <= high:
             done.append(rehearsed(best.multiplier * direction))
-            if not done[-1].loss < best.loss:
+            if not is_better(done[-1], best):
                 break
             best = done[-1]
         if best is not first:
@@ -129,6 +134,15 @@ def climb(
     return tuple(done)
 
 
+def is_better(one: Rehearsal, other: Rehearsal) -> bool:
+    """Return whether the loss is smaller by more than nothing."""
+    if not math.isfinite(one.loss):
+        return False
+    return not math.isfinite(other.loss) or other.loss - one.loss > max(LEAST_NATS, LEAST_SHARE * other.loss)
+
+
 def lowest(done: Sequence[Rehearsal]) -> Rehearsal:
-    """Return the one with the smallest loss; of equal ones the first."""
-    return min(done, key=lambda one: one.loss)
+    """Return the one with the smallest loss; of those that are no worse by more than nothing the one whose factor is
+    nearest to 1, the strategy's own rate."""
+    best = min(done, key=lambda one: one.loss)
+    return min((one for one in done if not is_better(best, one)), key=lambda one: abs(math.log(one.multiplier)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -18,21 +18,27 @@ Labelled = tuple[Tensor | Activations, Tensor]
 
 
 def learn(
-    module: TransferModule, optimizer: torch.optim.Optimizer, batch: Labelled, precision: str, clip: float | None
+    module: TransferModule,
+    optimizer: torch.optim.Optimizer,
+    batches: Sequence[Labelled],
+    precision: str,
+    clip: float | None,
 ) -> float | None:
-    """Take a step of `optimizer` on a labelled batch and return the loss before it; None, and no step, where it is no
-    number."""
-    inputs, labels = batch
+    """Take a step of `optimizer` on one or more labelled batches, and return their mean loss before it; None, and no
+    step, where one is no number."""
     optimizer.zero_grad()
-    with autocast(precision, labels.device):
-        loss = module.batch_loss(inputs, labels)
-    if not bool(loss.isfinite()):
-        return None
-    torch.autograd.backward(loss)
+    total = 0.0
+    for inputs, labels in batches:
+        with autocast(precision, labels.device):
+            loss = module.batch_loss(inputs, labels) / len(batches)
+        if not bool(loss.isfinite()):
+            return None
+        torch.autograd.backward(loss)
+        total += float(loss.detach())
     if clip is not None:
         nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], clip)
     optimizer.step()
-    return float(loss.detach())
+    return total
 
 
 @contextmanager
