@@ -87,11 +87,11 @@ def tested(prepared: Prepared, job: Job) -> RangeTest | None:
     }
     say("range test: one factor on all rates rises until the loss gets worse")
     if plan.recipe.batchnorm == "moving":
-        with _Stage(parts[0], prepared, job) as stage:
-            found = range_test(stage.module, stage.batches, [], **settings)
+        with _Tryout(parts[0], prepared, job) as one:
+            found = range_test(one.module, one.batches, [], **settings)
     else:
-        with _Stage(parts[0], prepared, job) as stage:
-            found = range_test(stage.module, stage.batches, list(stage.judges(LOOKED_AT)), **settings)
+        with _Tryout(parts[0], prepared, job) as one:
+            found = range_test(one.module, one.batches, list(one.judges(LOOKED_AT)), **settings)
         found = _rehearsed(found, parts, settings, prepared, job)
     set_random_state(drawn)
     return found
@@ -101,18 +101,18 @@ def _rehearsed(
     found: RangeTest, parts: Sequence[Manifest], settings: dict[str, Any], prepared: Prepared, job: Job
 ) -> RangeTest:
     """Return the RangeTest with what short trainings say of its rate, the strategy's own one, and others."""
-    stages = [_Stage(part, prepared, job) for part in parts]
+    tryouts = [_Tryout(part, prepared, job) for part in parts]
     epochs = prepared.plan.epochs or 1
-    whole = epochs * -(-stages[0].batches_an_epoch // settings["accumulate"])
+    whole = epochs * -(-tryouts[0].batches_an_epoch // settings["accumulate"])
     n_steps = min(whole, max(FEWEST, min(MOST, round(REHEARSED * whole))))
     length = {"steps": n_steps, "steps_an_epoch": n_steps / epochs}
 
     def of_all(multiplier: float) -> Rehearsal:
         done = []
-        for stage in stages:
-            with stage:
-                judges = stage.judges()
-                done.append(rehearse(stage.module, stage.batches, judges, multiplier, **length, **settings))
+        for one in tryouts:
+            with one:
+                judges = one.judges()
+                done.append(rehearse(one.module, one.batches, judges, multiplier, **length, **settings))
         joined = Rehearsal.joined(done)
         say(f"  {n_steps} steps at {multiplier:.2g} times: loss {joined.loss:.3f}, {joined.accuracy:.3f} right")
         return joined
@@ -121,7 +121,7 @@ def _rehearsed(
     return settled(found, climb(of_all, list(starts), low=LOW, high=HIGH), n_steps)
 
 
-class _Stage:
+class _Tryout:
     """Where rates are tried out: a tail on its device, its head made without the VAL images of a Manifest, which judge.
 
     A context: leaving it takes the tail from the device.
@@ -144,7 +144,7 @@ class _Stage:
         """Batches of the training images."""
         return len(self._loader)
 
-    def __enter__(self) -> _Stage:
+    def __enter__(self) -> _Tryout:
         self.module.to(self.job.device)
         network = self.module.network
         if resolve_precision(self.job.options.precision, self.job.device) == "32-true":
