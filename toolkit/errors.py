@@ -52,8 +52,11 @@ class Interrupted(BaseException):
         self.signal_number = signal_number
 
 
+SHOWN = 20  # names, where none is near
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> SettingError:
     """Return the error for a name that is not in a registry, with the nearest names that are."""
     names = sorted(known)
-    near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.5) or names[:8]
+    near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.5) or names[:SHOWN]
     return SettingError(f"unknown {kind} {name!r}; did you mean one of: {', '.join(near)}?")

@@ -17,6 +17,7 @@ COLUMNS = 4
 # colour, marker, size
 STYLES = {COARSE: ("#8aa6bf", "o", 26.0), DEFAULT: ("#111111", "*", 130.0)}
 OTHERS = ("#c8501e", "o", 30.0)
+NAMES = {"last": "last of the stages it sees (taps)", "count": "how many stages it sees (taps)"}
 WORDS = {COARSE: "coarse: short trainings", "fine": "fine: full length", DEFAULT: "default settings"}
 
 
@@ -56,7 +57,7 @@ def _draw(axes: Any, part: Part, shown: Sequence[Outcome], best: Outcome | None)
     if best is not None:
         ring = {"facecolors": "none", "edgecolors": "#111111", "linewidths": 1.3}
         axes.scatter(*_places(part, [best]), s=130, label="best", zorder=4, **ring)
-    axes.set_xlabel(part.name)
+    axes.set_xlabel(NAMES.get(part.name, part.name))
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     if isinstance(part, Choice):
