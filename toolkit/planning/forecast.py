@@ -13,7 +13,7 @@ REFIT_UP_TO = 5_000  # training images; above, the trial is the training: what j
 
 
 RATE_TEST_STEPS = 76  # of a range test, whose looks cost about as much again
-REHEARSALS = 4 * 0.25  # of trainings, for each part of the images that can be held out
+REHEARSALS, REHEARSED_STEPS = 4, 100  # rehearsals of a rate, and their steps at most
 
 
 def seconds(
@@ -29,9 +29,10 @@ def seconds(
     images: float = plan.facts["n_train"] + plan.facts["n_val"] / 3  # what only validates goes forward alone
     n_images = trainings(plan, judged=judged) * plan.epochs * images
     if finds_rate:
-        parts = 1 if plan.facts["n_train"] > REFIT_UP_TO else 3
-        tested = 1.5 * RATE_TEST_STEPS * plan.recipe.batch_size
-        n_images += tested + (0.0 if plan.strategy == "scratch" else REHEARSALS * parts * TRIAL * plan.epochs * images)
+        parts = max(1, min(3, round(1_500 / max(1, plan.facts["n_train"]))))
+        rehearsed = min(REHEARSED_STEPS * plan.recipe.batch_size, plan.epochs * images)
+        n_images += 1.5 * RATE_TEST_STEPS * plan.recipe.batch_size
+        n_images += 0.0 if plan.strategy == "scratch" else REHEARSALS * parts * rehearsed
     return extraction_s + n_images * image_s
 
 
