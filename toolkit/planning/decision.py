@@ -15,11 +15,11 @@ from toolkit.plan import partial_cut
 from toolkit.planning.evidence import Evidence
 
 # Share of the head's errors that a strategy takes away: constant, per doubling of the training images beyond 100, per
-# unit of dissimilarity (1 − similarity). Least squares over scripts/bench/results/plan_regret.jsonl, by
-# scripts/bench/regret --fit; what they predict of a data set that was left out is in scripts/bench/results. Of the first
-# seed: with two or three it is 0.030, 0, 0 and 0.038, 0, 0 and 0.069, 0.025, 0.002, all of it at 64 and 96 px and 200
-# steps at most. At 224 px `partial` takes away 13 % of the errors of 490 photographs (scripts/bench/finetune), which
-# these say and those do not.
+# unit of dissimilarity (1 − similarity). Least squares over the first seed of scripts/bench/results/plan_regret.jsonl,
+# by scripts/bench/regret --fit; what they predict of a data set that was left out is in scripts/bench/results. With two
+# or three seeds it is 0.030, 0, 0 and 0.038, 0, 0 and 0.069, 0.025, 0.002, all of it at 64 and 96 px and 200 steps at
+# most. At 224 px `partial` takes away 13 % of the errors of 490 photographs (scripts/bench/finetune), of which these
+# expect 7 % and those 4 %.
 COEFFICIENTS: dict[str, tuple[float, float, float]] = {
     "late": (0.025, 0.008, 0.0),
     "partial": (0.042, 0.013, 0.0),
