@@ -34,7 +34,7 @@ from toolkit.training.rehearsal import Rehearsal, climb, rehearse
 from toolkit.training.tryout import Labelled
 
 LOOKED_AT = 128  # images held out that a step of the range test is judged by; a batch more or less
-# Steps of a rehearsal at most. Fewer tell less: in a quarter of its steps `full` on 1,000 garments had lost what it wins
+# Steps of a rehearsal at most. Fewer tell less: in a quarter of its steps `full` on 1,000 garments loses what it wins
 # back later, so that the smallest rate looked best; 100 of 125 found rates within a point (scripts/bench/range_test).
 REHEARSED = 100
 JUDGES = 300  # images held out that are enough to tell rates apart; several parts of the set where one has fewer
