@@ -26,6 +26,7 @@ ALWAYS = {
     "metrics.json",
     "predictions.csv",
     "quarantine.csv",
+    "trained_on.csv",
     "per_class.csv",
     "confusion.csv",
     "mistakes.csv",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -13,6 +14,8 @@ from toolkit.errors import LostWorkerError
 
 # They come of what the process itself did, and so whoever decodes the same file would die of it as well.
 CRASHES = tuple(getattr(signal, name) for name in ("SIGSEGV", "SIGILL", "SIGABRT", "SIGFPE") if hasattr(signal, name))
+
+TOLD_WITHIN_S = 10.0  # of the end of a connection
 
 _T = TypeVar("_T")
 
@@ -72,6 +75,13 @@ def lost_workers(batches: Any) -> list[Any]:
     return [worker for worker in getattr(batches, "_workers", ()) if worker.exitcode not in (None, 0)]
 
 
+def _await_a_death(batches: Any) -> None:
+    """Wait until the system tells which process has died, which it may do later than its connections end."""
+    until = time.monotonic() + TOLD_WITHIN_S
+    while not lost_workers(batches) and time.monotonic() < until:
+        time.sleep(0.01)
+
+
 def lost_error(batches: Any) -> LostWorkerError:
     """Return the error that names the processes that have died, and how, as far as can be known."""
     lost = lost_workers(batches)
@@ -97,6 +107,7 @@ def next_batch(batches: Iterator[_T]) -> _T | None:
             try:
                 return next(batches, None)
             except ConnectionError as error:  # it died while it handed over a batch
+                _await_a_death(batches)
                 raise lost_error(batches) from error
     except RuntimeError as error:  # torch raises it when it hears of the death, which may be in the lines above
         if not is_lost_worker(error):
