@@ -95,7 +95,7 @@ def test_a_tail_that_auto_has_chosen_is_trained_and_can_be_predicted_with(
     assert (done.plan.strategy, done.plan.cut) == ("partial", 6)
     assert done.plan.multipliers == (*(0.0,) * 6, 0.01, 0.1, 1.0)
     assert done.plan.runner_up is not None and done.plan.predicted is not None
-    assert done.plan.predicted["seconds"] > 0 and done.plan.predicted["bytes"] > 0
+    assert done.plan.predicted["seconds"] >= 0 and done.plan.predicted["bytes"] > 0  # a tenth of a second, or less
     others = [way for way in done.plan.ways if way["cut"] != 6]
     assert all(way["seconds"] is None for way in others)  # nobody asked, and it takes a while
     assert done.metrics["strategy"] == "partial"
