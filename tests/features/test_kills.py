@@ -129,15 +129,15 @@ def n_finished(cache: Path) -> int:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_killed_again_and_again(work, tmp_path, workers):
-    """Twice two times five kills, at moments of the whole run from its first line on."""
+    """Two times five kills: two of each once something new is written, the others at moments of the whole run."""
     chance = random.Random(workers)
     in_the_middle = 0
     for cache in (tmp_path / "one", tmp_path / "other"):
         before = 0
-        for _ in range(5):
+        for number in range(5):
             process = work.start(cache, workers, delay=0.02)
-            read_until(process, "begin")
-            time.sleep(chance.uniform(0.0, 0.5))
+            read_until(process, "published" if number < 2 else "begin")
+            time.sleep(0.0 if number < 2 else chance.uniform(0.0, 0.5))
             kill_all(process)
             finished = n_finished(cache)
             assert finished >= before, "what was finished stays finished"
