@@ -14,8 +14,10 @@ import pytest
 from tests.tasks.trials import fits, go, half, photos, resumed, rows, stop_at, weights  # fixtures among them
 from toolkit.errors import Interrupted, SettingError
 from toolkit.options import Options
+from toolkit.planning.forecast import RATE_TEST_STEPS
 from toolkit.tasks import find_rate
 from toolkit.tasks.plan import plan_transfer
+from toolkit.training.range_test import STEPS
 
 __all__ = ["fits", "half", "photos"]
 
@@ -80,3 +82,7 @@ def test_other_words_and_other_strategies_are_refused(photos: Path) -> None:
         Options(strategy="head", lr="auto")
     plan = plan_transfer(str(photos), strategy="full", lr="auto", image_size=32, workers=0, device="cpu")
     assert plan.rate_test is None and "a range test finds the rate before it trains" in plan.reasons
+
+
+def test_the_forecast_counts_the_steps_that_are_taken() -> None:
+    assert RATE_TEST_STEPS == STEPS

@@ -91,11 +91,12 @@ def test_finetune_follows_it_and_computes_no_image_again(
 def test_a_tail_that_auto_has_chosen_is_trained_and_can_be_predicted_with(
     photos: Path, tmp_path: Path, eager: None
 ) -> None:
-    done = run(photos, tmp_path / "run", "auto", mixing=1.0, epochs=2, batch_size=8, precision="32-true")
+    own = {"epochs": 30, "cache_dir": str(tmp_path / "cache")}  # long enough to take a tenth of a second
+    done = run(photos, tmp_path / "run", "auto", mixing=1.0, batch_size=8, precision="32-true", **own)
     assert (done.plan.strategy, done.plan.cut) == ("partial", 6)
     assert done.plan.multipliers == (*(0.0,) * 6, 0.01, 0.1, 1.0)
     assert done.plan.runner_up is not None and done.plan.predicted is not None
-    assert done.plan.predicted["seconds"] >= 0 and done.plan.predicted["bytes"] > 0  # a tenth of a second, or less
+    assert done.plan.predicted["seconds"] > 0 and done.plan.predicted["bytes"] > 0
     others = [way for way in done.plan.ways if way["cut"] != 6]
     assert all(way["seconds"] is None for way in others)  # nobody asked, and it takes a while
     assert done.metrics["strategy"] == "partial"

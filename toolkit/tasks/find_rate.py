@@ -19,6 +19,7 @@ from toolkit.features.prefix import Activations
 from toolkit.hardware import resolve_precision
 from toolkit.heads.linear import LinearHead, unit_rms
 from toolkit.options import AUTO_RATE
+from toolkit.planning.forecast import REHEARSED_STEPS
 from toolkit.planning.probes import stratified
 from toolkit.progress import say
 from toolkit.storage import publish_text
@@ -34,9 +35,6 @@ from toolkit.training.rehearsal import Rehearsal, climb, rehearse
 from toolkit.training.tryout import Labelled
 
 LOOKED_AT = 128  # images held out that a step of the range test is judged by; a batch more or less
-# Steps of a rehearsal at most. Fewer tell less: in a quarter of its steps `full` on 1,000 garments loses what it wins
-# back later, so that the smallest rate looked best; 100 of 125 found rates within a point (scripts/bench/range_test).
-REHEARSED = 100
 JUDGES = 300  # images held out that are enough to tell rates apart; several parts of the set where one has fewer
 
 
@@ -106,7 +104,7 @@ def _rehearsed(
     judges = np.cumsum([len(part.rows(VAL)) for part in parts])
     tryouts = [_Tryout(part, prepared, job) for part in parts[: 1 + int(np.searchsorted(judges, JUDGES))]]
     epochs = prepared.plan.epochs or 1
-    n_steps = min(REHEARSED, epochs * -(-tryouts[0].batches_an_epoch // settings["accumulate"]))
+    n_steps = min(REHEARSED_STEPS, epochs * -(-tryouts[0].batches_an_epoch // settings["accumulate"]))
     length = {"steps": n_steps, "steps_an_epoch": n_steps / epochs}
 
     def of_all(multiplier: float) -> Rehearsal:
