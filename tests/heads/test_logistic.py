@@ -9,8 +9,9 @@ from sklearn.linear_model import LogisticRegression
 
 from tests.heads.rows import WIDTHS, OnDisk, clouds, unit, with_views
 from toolkit.heads import examples, logistic, softmax_solver
+from toolkit.heads.inputs import Inputs, Preconditioner
 from toolkit.heads.logistic import STRENGTHS, LogisticHead
-from toolkit.heads.softmax_solver import Inputs, Preconditioner, cross_entropy, solve
+from toolkit.heads.softmax_solver import cross_entropy, solve
 from toolkit.heads.views import fold_splits
 
 
@@ -49,13 +50,13 @@ def test_the_gradient_is_the_losss(widths):
     features, labels = clouds([30, 25, 20], widths=widths)
     inputs = Inputs(examples.Examples(features, labels, 3, widths), (0, 1))
     generator = np.random.default_rng(0)
-    weights, solution = generator.uniform(0, 2, 75), generator.normal(0, 1, (inputs.width + 1, 3))
-    direction = generator.normal(0, 1, solution.shape)
+    weights, solutions = generator.uniform(0, 2, (4, 75)), generator.normal(0, 1, (4, inputs.width + 1, 3))
+    directions = generator.normal(0, 1, solutions.shape)
     blocks = [slice(0, 40), slice(40, 75)]
-    gradient = cross_entropy(inputs, labels, weights, solution, blocks)[1]
-    step = 1e-2 * direction
-    above, below = (cross_entropy(inputs, labels, weights, solution + way * step, blocks)[0] for way in (1, -1))
-    assert (above - below) / 2e-2 == pytest.approx((gradient * direction).sum(), rel=1e-3)
+    gradients = cross_entropy(inputs, labels, weights, solutions, blocks)[1]
+    step = 1e-2 * directions
+    above, below = (cross_entropy(inputs, labels, weights, solutions + way * step, blocks)[0] for way in (1, -1))
+    assert (above - below) / 2e-2 == pytest.approx((gradients * directions).sum(axis=(1, 2)), rel=1e-3)
 
 
 def test_blocks_of_many_rows_give_the_same_solution():
@@ -182,11 +183,35 @@ def test_the_preconditioner_saves_steps_and_changes_no_solution(monkeypatch):
     found = []
     for preconditioner in (inputs.preconditioner(2 / 9, 300.0), Preconditioner(None, 1.0)):
         calls.clear()
-        start = np.zeros((inputs.width + 1, 3))
-        solution = solve(inputs, labels, given.weights, 300.0, start, preconditioner, tolerance=1e-7)
+        start = np.zeros((1, inputs.width + 1, 3))
+        (solution,) = solve(inputs, labels, given.weights[None], 300.0, start, preconditioner, tolerance=1e-7)
         found.append((len(calls), inputs.scores(solution, np.arange(400))))
     assert found[0][0] < found[1][0] / 3
     assert np.abs(found[0][1] - found[1][1]).max() < 0.01 * np.abs(found[0][1]).max()
+
+
+@pytest.mark.parametrize("counts", [[100, 90, 80], [20, 15, 10]], ids=["few columns", "many columns"])
+def test_the_features_in_memory_give_the_solution_of_those_in_blocks(counts, monkeypatch):
+    features, labels = clouds(counts, widths=(30, 40), noise=4.0)
+    found = []
+    for limit in (10**9, 0):
+        monkeypatch.setattr("toolkit.heads.inputs.IN_MEMORY", limit)
+        found.append(LogisticHead((30, 40), strengths=[0.1, 3.0, 100.0]).fit(features, labels, 3))
+    assert np.abs(found[0].oof_ - found[1].oof_).max() < 0.03 * np.abs(found[0].oof_).max()
+    assert np.abs(probabilities(found[0], features) - probabilities(found[1], features)).max() < 3e-3
+    assert found[0].strength_ == found[1].strength_
+
+
+@pytest.mark.parametrize("widths", [WIDTHS, (70, 90)], ids=["few columns", "many columns"])
+def test_folds_together_are_solved_as_folds_alone(widths, monkeypatch):
+    features, labels = clouds([40, 30, 50], noise=3.0, widths=widths)
+    heads = []
+    monkeypatch.setattr(logistic, "COARSE", 1e-9)  # they start from elsewhere
+    for columns in (500, 1):
+        monkeypatch.setattr(logistic, "COLUMNS", columns)
+        heads.append(LogisticHead(widths, strengths=[1.0, 10.0]).fit(features, labels, 3))
+    assert np.abs(heads[0].oof_ - heads[1].oof_).max() < 0.03 * np.abs(heads[0].oof_).max()
+    assert heads[0].nll_ == pytest.approx(heads[1].nll_, rel=1e-3)
 
 
 def test_fewer_rows_than_columns_are_solved_as_they_are():
@@ -234,14 +259,15 @@ def test_directions_that_no_feature_takes_have_no_weight(kind, strength):
 
 def test_every_thread_of_the_solver_multiplies_alone(monkeypatch):
     features, labels = clouds([1500, 1500])
-    given = examples.Examples(features, labels, 2, WIDTHS)
-    inputs, seen, own = Inputs(given, (0, 1)), [], softmax_solver.cross_entropy
+    seen, own = [], softmax_solver.cross_entropy
     monkeypatch.setattr(softmax_solver, "cross_entropy", lambda *a: seen.append(torch.get_num_threads()) or own(*a))
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        start = np.zeros((inputs.width + 1, 2))
-        solve(inputs, labels, given.weights, 1.0, start, Preconditioner(None, 1.0), tolerance=1e-4)
+        given = examples.Examples(features, labels, 2, WIDTHS)
+        inputs = Inputs(given, (0, 1))
+        start = np.zeros((1, inputs.width + 1, 2))
+        solve(inputs, labels, given.weights[None], 1.0, start, Preconditioner(None, 1.0), tolerance=1e-4)
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)

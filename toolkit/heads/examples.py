@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from threading import Lock
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from toolkit.heads.blocks import Rows
-from toolkit.heads.moments import Moments, moments_of
+from toolkit.heads.blocks import Rows, tap_columns
+from toolkit.heads.moments import Moments, Spectrum, moments_of
 from toolkit.heads.views import Views, fold_splits, row_weights
 
 UNSEEN_BIAS = -100.0  # the score of a class without training images: never predicted, yet finite
 FOLDED_UP_TO = 5_000  # images; above, one held-out part chooses as well and costs a fraction
+REMEMBERED = 8_000_000  # numbers of principal directions, 64 MB: of two tap sets of the default backbone
 FOLDS, FOLDS_OF_FEW, FEW = 5, 10, 300  # a fifth of few images is missed by a model trained without them
 
 
@@ -24,7 +27,8 @@ class Examples:
 
     views: the images behind the rows. weights: float64 (N,), what a row counts. seen: bool (C,), classes that occur.
     folds: int64 (N,). scored: int64 rows, the clean views of the images that choose between models: all of them up to
-    5,000 images, above those of one fold, a fifth of the images or 5,000 if that is fewer.
+    5,000 images, above those of one fold, a fifth of the images or 5,000 if that is fewer. n_threads: how many threads
+    may compute, torch's number when the examples are made.
     """
 
     def __init__(
@@ -44,6 +48,9 @@ class Examples:
         self.views = Views.of(images, len(labels))
         self.weights = row_weights(self.labels, self.views, balanced=balanced)
         self.seen = np.bincount(self.labels, minlength=n_classes) > 0
+        self.n_threads = torch.get_num_threads()
+        self._remembering = Lock()
+        self._spectra: dict[tuple[int, ...], Spectrum] = {}
         first = self.views.first
         many = len(first) > FOLDED_UP_TO
         n_folds = max(FOLDS, -(-len(first) // FOLDED_UP_TO)) if many else FOLDS if len(first) > FEW else FOLDS_OF_FEW
@@ -54,6 +61,16 @@ class Examples:
     def moments(self) -> Moments:
         """The moments of all columns, for heads that need them: computed once."""
         return moments_of(self.features, self.widths, self.labels, self.n_classes, self.weights)
+
+    def spectrum(self, taps: Sequence[int]) -> Spectrum:
+        """Return the spectrum of some taps; the last ones are remembered, up to REMEMBERED numbers."""
+        key = tuple(taps)
+        found = self._spectra.get(key) or self.moments.spectrum(tap_columns(self.widths, key))
+        with self._remembering:
+            self._spectra[key] = found
+            while len(self._spectra) > 1 and sum(one.vectors.size for one in self._spectra.values()) > REMEMBERED:
+                del self._spectra[next(iter(self._spectra))]
+        return found
 
     @cached_property
     def learnable(self) -> NDArray[np.bool_]:

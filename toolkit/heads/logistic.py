@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from toolkit.heads.blocks import Rows
 from toolkit.heads.examples import UNSEEN_BIAS, Examples, Trial
+from toolkit.heads.inputs import Floats, Inputs, Preconditioner
 from toolkit.heads.linear import LinearHead
-from toolkit.heads.softmax_solver import COARSE, FINE, Inputs, Preconditioner, solve
+from toolkit.heads.softmax_solver import COARSE, FINE, solve
 from toolkit.heads.temperature import negative_log_likelihoods
 from toolkit.heads.threads import few_threads
 
@@ -21,6 +22,8 @@ from toolkit.heads.threads import few_threads
 STRENGTHS = (0.1, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 STRENGTHS_OF_MANY = (0.3, 3.0, 30.0, 300.0)  # the loss is flat enough for a coarser path where each step is dear
 MANY = 1_000  # rows
+COLUMNS = 500  # of the folds that are solved together: with more, nothing is won and the memory is missed
+ALL = -1  # the fold that leaves nothing out
 
 
 class LogisticHead:
@@ -35,8 +38,8 @@ class LogisticHead:
     whose class has another one) and `oof_`: float32 (N, C), for every row the score from a model that has seen no view
     of its image. A single image leaves nothing to compare: the first strength is taken, and its scores are zeros.
 
-    Memory beside the features: a float32 N × N matrix where N < D; otherwise blocks of 2,048 rows, and for the
-    preconditioner a few D × D matrices, one of which stays.
+    Memory beside the features: their float32 coordinates where N < D or there are up to 16 million of them; otherwise
+    blocks of 2,048 rows, and for the preconditioner a few D × D matrices, one of which stays.
     """
 
     def __init__(
@@ -113,12 +116,14 @@ class LogisticPath:
         result[:, self.classes] = 0.0
         if self._trivial:
             return result
-        folds = examples.folds[rows]
-        for fold in np.unique(folds).tolist():
-            weights = np.where(examples.folds == fold, 0.0, examples.weights)
-            solution = self._solve(fold, weights, strength, COARSE)
-            some = np.flatnonzero(folds == fold)
-            result[some[:, None], self.classes] = self.inputs.scores(solution, rows[some])
+        of_rows = examples.folds[rows]
+        folds = np.unique(of_rows).tolist()
+        together = max(1, COLUMNS // len(self.classes))
+        for start in range(0, len(folds), together):
+            some_folds = folds[start : start + together]
+            for fold, solution in zip(some_folds, self._solve(some_folds, strength, COARSE), strict=True):
+                some = np.flatnonzero(of_rows == fold)
+                result[some[:, None], self.classes] = self.inputs.scores(solution, rows[some])
         return result
 
     def head(self, strength: float) -> LinearHead:
@@ -128,30 +133,35 @@ class LogisticPath:
         with torch.no_grad():
             head.linear.bias[torch.from_numpy(~examples.seen)] = UNSEEN_BIAS
             if not self._trivial:
-                solution = self._solve(-1, examples.weights, strength, FINE)
+                (solution,) = self._solve([ALL], strength, FINE)
                 weights, bias = self.inputs.in_features(solution)
                 head.linear.weight[self.classes] = torch.from_numpy(weights.T).float()
                 head.linear.bias[self.classes] = torch.from_numpy(bias).float()
         return head
 
-    def _solve(self, fold: int, weights: NDArray[np.float64], strength: float, tolerance: float) -> NDArray[np.float64]:
-        """Return a fold's solution, from the fold's last one or that of another fold; the last two are remembered."""
-        known = self._solutions.setdefault(fold, {})
-        if strength not in known:
-            others = [solutions[strength] for solutions in self._solutions.values() if strength in solutions]
-            start = [np.zeros((self.inputs.width + 1, len(self.classes))), *others, *known.values()][-1]
-            for old in list(known)[:-1]:
-                del known[old]
-            known[strength] = solve(
+    def _solve(self, folds: Sequence[int], strength: float, tolerance: float) -> list[Floats]:
+        """Return the solutions of some folds, each from its own last one or that of another fold at this strength; the
+        last two are remembered."""
+        examples = self.examples
+        others = [known[strength] for known in self._solutions.values() if strength in known]
+        known = [self._solutions.setdefault(fold, {}) for fold in folds]
+        missing = [number for number, solutions in enumerate(known) if strength not in solutions]
+        if missing:
+            zeros = np.zeros((self.inputs.width + 1, len(self.classes)))
+            found = solve(
                 self.inputs,
                 self.positions,
-                weights,
+                np.stack([np.where(examples.folds == folds[number], 0.0, examples.weights) for number in missing]),
                 strength,
-                start,
+                np.stack([[zeros, *others[-1:], *known[number].values()][-1] for number in missing]),
                 self._preconditioner_for(strength),
                 tolerance=tolerance,
             )
-        return known[strength]
+            for number, solution in zip(missing, found, strict=True):
+                for old in list(known[number])[:-1]:
+                    del known[number][old]
+                known[number][strength] = solution
+        return [solutions[strength] for solutions in known]
 
     def _preconditioner_for(self, strength: float) -> Preconditioner:
         """Return the preconditioner of a strength; the last one is remembered, for folds differ little."""

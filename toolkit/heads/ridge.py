@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from toolkit.heads.blocks import BLOCK_ROWS, Picked, Rows, tap_columns, unit_rows
+from toolkit.heads.blocks import BLOCK_ROWS, Picked, Rows, spans, tap_columns, unit_rows
 from toolkit.heads.examples import UNSEEN_BIAS, Examples, Trial
 from toolkit.heads.leave_out import leave_images_out
 from toolkit.heads.linear import LinearHead
@@ -17,6 +18,7 @@ from toolkit.heads.threads import few_threads
 
 # λ in units of the features' mean squared distance from their mean, so it means the same whatever the taps' number
 RELATIVE_STRENGTHS = tuple(np.logspace(-4, 4, 25).tolist())
+IN_MEMORY = 16_000_000  # coordinates, 128 MB
 
 
 class RidgeHead:
@@ -31,7 +33,8 @@ class RidgeHead:
     the score from the model that is refitted, at λ and with the same row weights, without its image. A single image
     leaves nothing to fit: its scores are zeros.
 
-    Memory beside the features: 3 to 4 matrices float64 of min(N, D) × D or less, and blocks of 2,048 rows.
+    Memory beside the features: 3 to 4 matrices float64 of min(N, D) × D or less, those of the last few tap sets up to
+    128 MB, as much for the rows' coordinates, and blocks of 2,048 rows.
     """
 
     def __init__(self, widths: Sequence[int], *, balanced: bool = False, seed: int = 0) -> None:
@@ -77,7 +80,7 @@ class RidgePath:
         self.examples = examples
         self.features = Picked(examples.features, columns=columns)
         self.widths = tuple(examples.widths[tap] for tap in taps)
-        self.spectrum = moments.spectrum(columns)
+        self.spectrum = examples.spectrum(taps)
         self.target_mean = moments.target_mean
         self.loadings = self.spectrum.vectors.T @ moments.cross[columns]
         self.strengths = tuple(relative * self.spectrum.scale for relative in RELATIVE_STRENGTHS)
@@ -130,7 +133,7 @@ class RidgePath:
             block = views.rows_of(images[start : start + size])
             roots = np.sqrt(examples.weights[block])
             scores = leave_images_out(
-                self._projected(block, roots),
+                self._projected(block),
                 roots,
                 targets_of(examples.labels[block], examples.n_classes),
                 views.image[block],
@@ -142,12 +145,22 @@ class RidgePath:
             kept = wanted[block]
             yield block[kept], (some[kept] for some in scores)
 
-    def _projected(self, rows: NDArray[np.int64], roots: NDArray[np.float64]) -> NDArray[np.float64]:
+    def _projected(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
         """Return float64 (n, R): √w (x − mean) of some rows on the principal directions."""
-        spectrum = self.spectrum
-        if spectrum.coordinates is not None:
-            return spectrum.coordinates[rows]
-        centred = unit_rows(self.features[rows], self.widths) - spectrum.mean
-        centred *= roots[:, None]
-        projected: NDArray[np.float64] = centred @ spectrum.vectors
+        if self._coordinates is not None:
+            return self._coordinates[rows]
+        return self._project(rows)
+
+    @cached_property
+    def _coordinates(self) -> NDArray[np.float64] | None:
+        """Those of all rows, where they are few: they are asked for twice."""
+        spectrum, n_rows = self.spectrum, len(self.examples.labels)
+        if spectrum.coordinates is not None or n_rows * len(spectrum.values) > IN_MEMORY:
+            return spectrum.coordinates
+        return np.concatenate([self._project(span) for span in spans(n_rows)])
+
+    def _project(self, rows: slice | NDArray[np.int64]) -> NDArray[np.float64]:
+        centred = unit_rows(self.features[rows], self.widths) - self.spectrum.mean
+        centred *= np.sqrt(self.examples.weights[rows])[:, None]
+        projected: NDArray[np.float64] = centred @ self.spectrum.vectors
         return projected
