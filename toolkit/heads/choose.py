@@ -17,9 +17,9 @@ from toolkit.heads.examples import Examples, Trial
 from toolkit.heads.linear import LinearHead
 from toolkit.heads.logistic import logistic_trial
 from toolkit.heads.neighbours import neighbour_trial
-from toolkit.heads.ridge import ridge_trial
+from toolkit.heads.ridge import ridge_trial, ridges_at_once
 from toolkit.heads.temperature import fold_temperature
-from toolkit.heads.threads import at_once, few_threads, is_for_one_thread
+from toolkit.heads.threads import at_once, few_threads
 from toolkit.heads.votes import NeighbourVotes
 
 AUTO, LINEAR = "auto", "linear"
@@ -130,7 +130,8 @@ def _compete(examples: Examples, sets: list[tuple[int, ...]], kind: str) -> tupl
     several = kind in (AUTO, LINEAR)
     own_taps = not several and (len(examples.labels) <= OWN_TAPS_UP_TO or len(sets) == 1)
     first = kind if own_taps else "ridge"
-    entries = at_once(lambda taps: _entry(examples, first, taps), sets, _side_by_side(examples, first))
+    n_threads = ridges_at_once(examples) if first == "ridge" else 1
+    entries = at_once(lambda taps: _entry(examples, first, taps), sets, n_threads)
     winner = simplest(entries, weights)
     if several:
         for other in _challengers(examples, kind):
@@ -148,14 +149,6 @@ def _challengers(examples: Examples, kind: str) -> list[str]:
     n_rows, width = examples.features.shape
     logistic = n_rows * width * examples.n_classes <= LOGISTIC_UP_TO
     return ["logistic"] * logistic + ["knn"] * (kind == AUTO and n_rows <= NEIGHBOURS_UP_TO)
-
-
-def _side_by_side(examples: Examples, kind: str) -> int:
-    """Return how many tap sets are tried at once: where their matrices are small enough for a thread each."""
-    if kind != "ridge" or not is_for_one_thread(*examples.features.shape):
-        return 1
-    _ = examples.moments  # which all of them need
-    return examples.n_threads
 
 
 def _entry(examples: Examples, kind: str, taps: tuple[int, ...]) -> Entry:

@@ -23,6 +23,7 @@ STRENGTHS = (0.1, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 STRENGTHS_OF_MANY = (0.3, 3.0, 30.0, 300.0)  # the loss is flat enough for a coarser path where each step is dear
 MANY = 1_000  # rows
 COLUMNS = 500  # of the folds that are solved together: with more, nothing is won and the memory is missed
+SURER_FROM = 3.0  # the strength from which on probabilities are surer than the classes' shares
 ALL = -1  # the fold that leaves nothing out
 
 
@@ -164,9 +165,13 @@ class LogisticPath:
         return [solutions[strength] for solutions in known]
 
     def _preconditioner_for(self, strength: float) -> Preconditioner:
-        """Return the preconditioner of a strength; the last one is remembered, for folds differ little."""
+        """Return the preconditioner of a strength; the last one is remembered, for folds differ little.
+
+        A loss bends by p (1 − p): where the penalty says most, every class is as probable as it is frequent; the less
+        it says, the surer are the probabilities. (3 / C saves a third of the steps for flowers and garments.)
+        """
         if self._preconditioner is None or self._preconditioner[0] != strength:
             shares = np.bincount(self.positions, self.examples.weights) / self.examples.weights.sum()
-            curvature = float((shares * (1 - shares)).mean())  # where every class is as probable as it is frequent
+            curvature = float((shares * (1 - shares)).mean()) * min(1.0, SURER_FROM / strength)
             self._preconditioner = strength, self.inputs.preconditioner(curvature, strength)
         return self._preconditioner[1]

@@ -14,7 +14,7 @@ from toolkit.heads.examples import UNSEEN_BIAS, Examples, Trial
 from toolkit.heads.leave_out import leave_images_out
 from toolkit.heads.linear import LinearHead
 from toolkit.heads.moments import targets_of
-from toolkit.heads.threads import few_threads
+from toolkit.heads.threads import few_threads, is_for_one_thread
 
 # λ in units of the features' mean squared distance from their mean, so it means the same whatever the taps' number
 RELATIVE_STRENGTHS = tuple(np.logspace(-4, 4, 25).tolist())
@@ -64,6 +64,14 @@ def ridge_trial(examples: Examples, taps: Sequence[int], rows: NDArray[np.int64]
     strength = smallest(path.press())
     head = path.head(strength)  # now, for the path is larger
     return Trial(strength, path.left_out(strength, rows), lambda: head)
+
+
+def ridges_at_once(examples: Examples) -> int:
+    """Return how many tap sets may be tried at once: where their matrices are small, each by a thread of its own."""
+    if not is_for_one_thread(*examples.features.shape):
+        return 1
+    _ = examples.moments  # of which all of them begin
+    return examples.n_threads
 
 
 def smallest(errors: dict[float, float]) -> float:

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from toolkit.heads.blocks import Picked, Rows
 from toolkit.heads.candidates import scored_entry
 from toolkit.heads.examples import Examples
-from toolkit.heads.ridge import ridge_trial
-from toolkit.heads.threads import few_threads
+from toolkit.heads.ridge import ridge_trial, ridges_at_once
+from toolkit.heads.threads import at_once, few_threads
 
 PROBED_AT_MOST = 1_000  # images: then a standard error is 1.6 points at most, and all depths take seconds
 
@@ -57,14 +57,14 @@ def probe_stages(
     sets = [(place,) for place in range(alone)] + [tuple(range(first, alone)) for first in range(alone - 2, -1, -1)]
     if wanted is not None:
         sets.append(tuple(list(taps).index(tap) for tap in wanted))
-    found = []
+    whole = Examples(some, labels[rows], n_classes, widths, seed=seed)
+
+    def probe(places: tuple[int, ...]) -> Probe:
+        one = scored_entry("ridge", places, ridge_trial(whole, places, whole.scored), whole).candidate
+        return Probe(tuple(taps[place] for place in places), one.accuracy, one.se, one.nll, len(whole.scored))
+
     with few_threads(len(rows), features.shape[1]):
-        whole = Examples(some, labels[rows], n_classes, widths, seed=seed)
-        for places in dict.fromkeys(sets):
-            one = scored_entry("ridge", places, ridge_trial(whole, places, whole.scored), whole).candidate
-            chosen = tuple(taps[place] for place in places)
-            found.append(Probe(chosen, one.accuracy, one.se, one.nll, len(whole.scored)))
-    return tuple(found)
+        return tuple(at_once(probe, dict.fromkeys(sets), ridges_at_once(whole)))
 
 
 def stratified(labels: NDArray[np.int64], most: int, seed: int) -> NDArray[np.int64]:
