@@ -11,7 +11,7 @@ from filelock import FileLock, Timeout
 
 from toolkit.features import contents
 from toolkit.features.shard import SUFFIX
-from toolkit.features.store import ABOUT, LOCK, USED
+from toolkit.features.store import ABOUT, LOCK, MEASURED, USED
 from toolkit.storage import TEMPORARY_PREFIX, as_size, read_json
 
 DAY_S = 86_400.0
@@ -103,8 +103,8 @@ def _remove_oldest(place: Path, at_least: int) -> int:
 
 
 def _files(place: Path) -> list[Path]:
-    """Return the shards of a backbone, unfinished ones included."""
-    return [*place.glob(f"*/*{SUFFIX}"), *place.glob(f"*/{TEMPORARY_PREFIX}*")]
+    """Return the shards of a backbone, unfinished ones included, and what was measured by it."""
+    return [*place.glob(f"*/*{SUFFIX}"), *place.glob(f"{MEASURED}/*.json"), *place.glob(f"*/{TEMPORARY_PREFIX}*")]
 
 
 def _look(path: Path) -> tuple[int, int]:
@@ -124,15 +124,15 @@ def _kept(place: Path) -> Kept:
         named = {key: str(about.get(key, "")) for key in ("backbone", "weights", "dtype")}
     except (OSError, ValueError, KeyError, TypeError):  # unreadable: nobody can use it
         unused, size, named = float("inf"), None, {"backbone": "unknown", "weights": "", "dtype": ""}
-    shards = [_look(path)[1] for path in set(_files(place))]
+    files = set(_files(place))
     return Kept(
         place,
         named["backbone"],
         named["weights"],
         size,
         named["dtype"].removeprefix("torch."),
-        len(shards),
-        sum(shards),
+        sum(path.parent.name != MEASURED for path in files),
+        sum(_look(path)[1] for path in files),
         unused,
     )
 

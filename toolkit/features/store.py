@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,9 +26,10 @@ from toolkit.features.stored import Stored
 from toolkit.progress import say
 from toolkit.storage import TEMPORARY_PREFIX, as_size, publish_json, read_json
 
-ABOUT, LOCK, USED = "about.json", "lock", "used"
+ABOUT, LOCK, USED, MEASURED = "about.json", "lock", "used", "measured"
 MAKE_ROOM = "make room (toolkit cache --limit 0 empties the cache), choose another --cache_dir, or take --cache false"
 SPARE_BYTES = 1 << 20  # for headers, names and the file system's own
+Plain = dict[str, Any]  # values for JSON
 MAX_ROUNDS = 10  # of computing what is missing; more than two are needed only where files change all the time
 
 # cache_dir/
@@ -35,6 +37,7 @@ MAX_ROUNDS = 10  # of computing what is missing; more than two are needed only w
 #   models/KEY/about.json           what the numbers depend on; `used`: touched at every use; `lock`
 #   models/KEY/clean/SHARD          view 0
 #   models/KEY/RECIPE/SHARD         the other views of one recipe and seed
+#   models/KEY/measured/KEY.json    what was measured of some images by the backbone
 
 
 class FeatureStore:
@@ -96,6 +99,26 @@ class FeatureStore:
             f"{self.folder}: what is stored is gone before it can be read: images change while they are read, or "
             "something empties the cache; run again when that has ended"
         )
+
+    def remembered(self, request: Request, what: Plain, measure: Callable[[], Plain]) -> Plain:
+        """Return what `measure` gives, plain values, measured once.
+
+        what: plain values that say what is measured, and of which images: all that it depends on beside the request's
+        backbone, number format, device and libraries. It is kept beside the stored numbers of the same backbone; where
+        there are none, or nothing can be kept, it is measured anew.
+        """
+        place = _Place(self.folder, request)
+        file = place.folder / MEASURED / f"{key_of(what)}.json"
+        with suppress(OSError, ValueError):
+            known = read_json(file)
+            if isinstance(known, dict) and known.keys() == {"what", "value"} and known["what"] == what:
+                return dict(known["value"])
+        value = measure()
+        with suppress(OSError):
+            if (place.folder / LOCK).exists():  # else nobody would find it again to remove it
+                file.parent.mkdir(exist_ok=True)
+                publish_json(file, {"what": what, "value": value})
+        return value
 
     def missing_bytes(self, request: Request, manifest: Manifest, rows: NDArray[np.int64] | None = None) -> int:
         """Return how many bytes `fetch` would write."""

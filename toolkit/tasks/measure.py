@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,9 +23,10 @@ from toolkit.features.stored import Stored
 from toolkit.planning.evidence import Evidence
 from toolkit.planning.facts import facts_of
 from toolkit.planning.probes import Probe, probe_stages, stratified
-from toolkit.planning.similarity import SAMPLE, similarity_of
+from toolkit.planning.similarity import SAMPLE, Similarity, similarity_of
 from toolkit.tasks.job import Job, worker_count
 
+LOOKED_AT = 1  # how images are looked at; another way of measuring, another number
 COLOURLESS = 2.0  # of 255: the channels of a pixel of a grey JPEG differ by this much at most, on average
 
 # Multiply-adds a second that count as what a device does: nominal, so that decisions do not depend on the hour.
@@ -52,14 +55,34 @@ def measured(manifest: Manifest, probe: Stored, job: Job) -> Measured:
     start = time.perf_counter()
     probes = probes_of(manifest, probe, job)
     probing_s = time.perf_counter() - start
-    pixels = clean_pixels(manifest, train[stratified(labels, SAMPLE, job.options.seed)], job)
     known = counted(manifest, job)
-    similarity = None
-    with suppress(RuntimeError, ValueError, TypeError, AttributeError, IndexError):  # say, of batches of one size alone
-        similarity = similarity_of(job.backbone, pixels, job.device)
+    similarity, grey_share = _looked_at(manifest, train[stratified(labels, SAMPLE, job.options.seed)], probe, job)
     taps = None if job.options.taps is None else job.taps
-    facts = replace(known.facts, grey_share=_grey_share(pixels))
+    facts = replace(known.facts, grey_share=grey_share)
     return Measured(replace(known, facts=facts, similarity=similarity, probes=probes, taps=taps), probing_s)
+
+
+def _looked_at(
+    manifest: Manifest, rows: NDArray[np.int64], probe: Stored, job: Job
+) -> tuple[Similarity | None, float | None]:
+    """Return the similarity of some images and the share of them that has no colour; remembered by their contents."""
+
+    def measure() -> dict[str, Any]:
+        pixels = clean_pixels(manifest, rows, job)
+        similarity = None
+        with suppress(RuntimeError, ValueError, TypeError, AttributeError, IndexError):  # say, of one batch size alone
+            similarity = similarity_of(job.backbone, pixels, job.device)
+        return {"similarity": None if similarity is None else asdict(similarity), "grey_share": _grey_share(pixels)}
+
+    what = {"looked at": LOOKED_AT, "images": contents_digest(probe, rows)}
+    found = job.store.remembered(job.request, what, measure)
+    similarity = None if found["similarity"] is None else Similarity(**found["similarity"])
+    return similarity, found["grey_share"]
+
+
+def contents_digest(probe: Stored, rows: NDArray[np.int64]) -> str:
+    """Return a digest of the contents of some images, in their order; `probe` has a row for every one of them."""
+    return hashlib.blake2b(np.ascontiguousarray(probe.digests[rows]).tobytes(), digest_size=16).hexdigest()
 
 
 def probes_of(manifest: Manifest, probe: Stored, job: Job) -> tuple[Probe, ...]:
