@@ -12,7 +12,8 @@ from toolkit.data.manifest import TRAIN, VAL
 from toolkit.data.views import augmentation
 from toolkit.heads.folds import FoldScores, repeated_folds
 from toolkit.tasks.job import Job
-from toolkit.tasks.prepare import Prepared, head_settings
+from toolkit.tasks.prepare import head_settings
+from toolkit.tasks.prepared import Prepared
 
 
 def cross_validate(prepared: Prepared, job: Job) -> dict[str, Any] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,6 @@ from toolkit.data.split import assign_splits
 from toolkit.data.verify import unreadable
 from toolkit.data.views import augmentation
 from toolkit.errors import ArtifactError
-from toolkit.features.dataset import StoredViews
 from toolkit.features.passes import NoRoomError
 from toolkit.features.stored import PooledRows, Stored
 from toolkit.heads.choose import ChosenHead, choose_head
@@ -27,25 +26,8 @@ from toolkit.progress import say
 from toolkit.tasks.foresee import foreseen
 from toolkit.tasks.job import Job, plan_ahead, plan_for, some_left, worker_count
 from toolkit.tasks.measure import counted, measured
+from toolkit.tasks.prepared import Prepared
 from toolkit.tasks.training_pass import fit_to_disk, fitted, training_views
-
-
-@dataclass(frozen=True, eq=False)
-class Prepared:
-    """What is known before the tail trains.
-
-    manifest: usable images, split. probe: stored pooled features of view 0, position by position those of the
-    Manifest's rows; None where nothing was extracted. chosen: the head trained on them, None for `scratch` and for a
-    resumed run. views: what a tail trains on and is validated on, where it is stored. competing: the taps that the head
-    was chosen from.
-    """
-
-    manifest: Manifest
-    plan: TransferPlan
-    probe: Stored | None = None
-    chosen: ChosenHead | None = None
-    views: StoredViews | None = None
-    competing: tuple[int, ...] = ()
 
 
 def prepare(manifest: Manifest, job: Job) -> Prepared:

@@ -23,7 +23,8 @@ from toolkit.tasks.choose_backbone import DEFAULT, open_job
 from toolkit.tasks.ending import diagnosis_of, file_lines, metrics_of, publish_results, score_lines
 from toolkit.tasks.folds import cross_validate, in_words
 from toolkit.tasks.job import Job, Stopwatch, open_backbone, plan_ahead
-from toolkit.tasks.prepare import Prepared, prepare, prepare_again, read_plan
+from toolkit.tasks.prepare import prepare, prepare_again, read_plan
+from toolkit.tasks.prepared import Prepared
 from toolkit.tasks.score import score
 from toolkit.tasks.stores import open_store
 from toolkit.training.mixing import Verdict

@@ -10,7 +10,7 @@ from toolkit.evaluation.predictions import Predictions
 from toolkit.evaluation.scoring import predict_rows, predictions_of
 from toolkit.features.stored import Stored
 from toolkit.tasks.job import Job, worker_count
-from toolkit.tasks.prepare import Prepared
+from toolkit.tasks.prepared import Prepared
 from toolkit.training.trained import TrainedModel
 
 BLOCK = 256  # images read at a time

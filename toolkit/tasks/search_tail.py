@@ -16,7 +16,8 @@ from toolkit.data.manifest import Manifest
 from toolkit.errors import DataError
 from toolkit.planning.recipes import recipe_for
 from toolkit.tasks.job import Job
-from toolkit.tasks.prepare import Prepared, prepare
+from toolkit.tasks.prepare import prepare
+from toolkit.tasks.prepared import Prepared
 from toolkit.tasks.search_folds import folds_of, judged, short_epochs, training_only, without_fold
 from toolkit.tasks.tail_fit import Phase, make_data, make_module, run_fit
 from toolkit.tasks.trial import head_without

@@ -13,7 +13,7 @@ from toolkit.heads.temperature import fold_temperature
 from toolkit.options import Options
 from toolkit.progress import say
 from toolkit.tasks.job import Job
-from toolkit.tasks.prepare import Prepared
+from toolkit.tasks.prepared import Prepared
 from toolkit.tasks.tail_fit import (
     Fitted,
     Phase,

@@ -20,7 +20,7 @@ from toolkit.hardware import resolve_precision
 from toolkit.progress import say
 from toolkit.storage import publishing
 from toolkit.tasks.job import Job, worker_count
-from toolkit.tasks.prepare import Prepared
+from toolkit.tasks.prepared import Prepared
 from toolkit.training.collapse import CollapsedError
 from toolkit.training.depthwise import quick_depthwise
 from toolkit.training.finite import NonFiniteError

@@ -16,7 +16,7 @@ from toolkit.heads.choose import choose_head
 from toolkit.planning.forecast import REFIT_UP_TO
 from toolkit.progress import say
 from toolkit.tasks.job import Job
-from toolkit.tasks.prepare import Prepared
+from toolkit.tasks.prepared import Prepared
 from toolkit.tasks.tail_fit import Fitted, Phase, fit_from_start, make_data, make_module, read_start, write_start
 from toolkit.training.mixing import NO_JUDGE, SHARES, WENT_ASTRAY, State, Verdict, is_no_worse, judge, put_mixture
 from toolkit.training.network import TransferNetwork
