@@ -15,6 +15,7 @@ from tests.training.tiny import tiny_backbone
 from toolkit.features.prune import kept_in, prune
 from toolkit.features.request import Request
 from toolkit.features.store import FeatureStore
+from toolkit.storage import TEMPORARY_PREFIX
 
 
 @pytest.fixture()
@@ -29,11 +30,11 @@ class Counted:
     """A measurement that counts how often it is made."""
 
     def __init__(self, value: dict[str, Any]) -> None:
-        self.value, self.times = value, 0
+        self.value, self.times, self.kept = value, 0, True
 
-    def __call__(self) -> dict[str, Any]:
+    def __call__(self) -> tuple[dict[str, Any], bool]:
         self.times += 1
-        return self.value
+        return self.value, self.kept
 
 
 def test_it_is_measured_once(tmp_path: Path, request_of: Request) -> None:
@@ -59,7 +60,11 @@ def test_other_images_backbones_and_precisions_are_measured_anew(tmp_path: Path,
     assert measure.times == 4
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"what": {}, "value": {"value": 2}}', '{"value": 2}', "null"])
+BROKEN = ["", "{", "[]", '{"what": {}, "value": {"value": 2}}', '{"value": 2}', "null", "[" * 100_000]
+BROKEN += [f'{{"what": {{"images": "abc"}}, "value": {value}}}' for value in ("null", "5", "[]")]
+
+
+@pytest.mark.parametrize("content", BROKEN, ids=range(len(BROKEN)))
 def test_a_broken_or_foreign_file_is_not_believed(tmp_path: Path, request_of: Request, content: str) -> None:
     store, measure = FeatureStore(tmp_path), Counted({"value": 1})
     store.remembered(request_of, {"images": "abc"}, measure)
@@ -98,3 +103,20 @@ def test_beside_nothing_stored_nothing_is_kept(tmp_path: Path) -> None:
         FeatureStore(tmp_path).remembered(Request(tiny_backbone(), (3,)), {"images": "abc"}, measure)
         assert measure.times == times
     assert not list(tmp_path.glob("models/*"))
+
+
+def test_what_is_not_to_be_kept_is_measured_again(tmp_path: Path, request_of: Request) -> None:
+    store, measure = FeatureStore(tmp_path), Counted({"value": 1})
+    measure.kept = False
+    for times in (1, 2):
+        assert store.remembered(request_of, {"images": "abc"}, measure) == {"value": 1} and measure.times == times
+
+
+def test_a_killed_write_is_counted_once(tmp_path: Path, request_of: Request) -> None:
+    store = FeatureStore(tmp_path)
+    store.remembered(request_of, {"images": "abc"}, Counted({"value": 1}))
+    (folder,) = tmp_path.glob("models/*/measured")
+    (folder / f"{TEMPORARY_PREFIX}stray.json").write_bytes(bytes(20_000))
+    files = [path for path in tmp_path.glob("models/*/*/*") if path.is_file()]
+    size = sum(path.stat().st_size for path in files)
+    assert prune(tmp_path, 0)[0] >= size and prune(tmp_path, 0)[0] == 0

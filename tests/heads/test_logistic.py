@@ -272,3 +272,13 @@ def test_every_thread_of_the_solver_multiplies_alone(monkeypatch):
     finally:
         torch.set_num_threads(before)
     assert len(seen) >= 4 and set(seen) == {1}
+
+
+@pytest.mark.parametrize("size", [1e-4, 1e-5])
+def test_nearly_constant_features_are_told_apart(size):
+    generator = np.random.default_rng(0)
+    labels = np.arange(200) % 2
+    centres = generator.normal(0, 1, (2, 10))
+    features = (1 + size * (centres[labels] + 0.1 * generator.normal(0, 1, (200, 10)))).astype(np.float32)
+    head = LogisticHead((10,)).fit(features, labels, 2)
+    assert (head.oof_.argmax(1) == labels).mean() > 0.95

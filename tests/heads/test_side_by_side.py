@@ -78,3 +78,19 @@ def test_what_scipy_raises_is_the_callers(n_functions):
     with pytest.raises(ValueError, match="could not convert"):
         minimise_side_by_side(lambda numbers, at: (at[:, 0], np.full(at.shape, "no")), n_functions, 2, **OPTIONS)
     assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), KeyboardInterrupt()])
+def test_threads_that_cannot_all_start_leave_none_behind(error, monkeypatch):
+    own, started = threading.Thread.start, []
+
+    def start(thread):
+        if len(started) == 2:
+            raise error
+        started.append(own(thread))
+
+    before = threading.active_count()
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with pytest.raises(type(error)):
+        minimise_side_by_side(parabolas(np.ones((4, 2)), []), 4, 2, **OPTIONS)
+    assert threading.active_count() == before

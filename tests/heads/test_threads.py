@@ -13,6 +13,7 @@ from toolkit.heads import examples
 from toolkit.heads.choose import choose_head
 from toolkit.heads.examples import Examples
 from toolkit.heads.moments import Moments
+from toolkit.heads.ridge import ridges_at_once
 from toolkit.heads.threads import at_once, few_threads, is_for_one_thread, one_thread
 from toolkit.planning.probes import probe_stages
 
@@ -96,3 +97,31 @@ def test_spectra_are_remembered_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -
             assert sum(kept) <= limit or len(kept) == 1
         assert len(made) == times, limit
     assert np.isfinite(spectrum.values).all()
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_the_global_random_state_stays(threads: int) -> None:
+    generator = np.random.default_rng(0)
+    features = generator.normal(0, 1, (60, 80)).astype(np.float32)
+    labels = np.arange(60) % 3
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for _ in range(5):
+            torch.manual_seed(0)
+            state = torch.get_rng_state()
+            probe_stages(features, labels, 3, (10,) * 8, range(8))
+            choose_head(features, labels, 3, (10,) * 8)
+            assert torch.equal(torch.get_rng_state(), state)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_few_are_tried_at_once_where_their_matrices_are_large(
+    two_threads: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features, labels = clouds([40, 30, 50])
+    given = Examples(features, labels, 3, WIDTHS)
+    assert ridges_at_once(given) == 2
+    monkeypatch.setattr("toolkit.heads.ridge.AT_ONCE_BYTES", 1000)
+    assert ridges_at_once(given) == 1

@@ -50,3 +50,53 @@ def test_images_of_one_class_alone_in_a_sample_do_no_harm(tmp_path: Path) -> Non
             Image.fromarray(np.full((20, 20, 3), number * 9, np.uint8)).save(tmp_path / name / f"{number}.png")
     plan = plan_transfer(str(tmp_path), **SMALL)
     assert plan.strategy == "head" and plan.predicted is not None
+
+
+def two_kinds(folder: Path) -> Path:
+    for kind, name in enumerate(("cat", "dog")):
+        (folder / name).mkdir(parents=True)
+        for number in range(8):
+            photo(kind, number).save(folder / name / f"{number}.png")
+    return folder
+
+
+def test_images_are_looked_at_once(tmp_path: Path) -> None:
+    photos, options = two_kinds(tmp_path / "photos"), {**SMALL, "cache_dir": str(tmp_path / "cache")}
+    first = plan_transfer(str(photos), **options)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(room, "similarity_of", lambda *_: pytest.fail("it is known"))
+        again = plan_transfer(str(photos), **options)
+    assert (again.similarity, again.facts) == (first.similarity, first.facts) and first.similarity is not None
+    (remembered,) = tmp_path.glob("cache/models/*/measured/*.json")
+    remembered.write_text(remembered.read_text().replace("measured_by", "measured_with"))
+    assert plan_transfer(str(photos), **options).similarity == first.similarity
+
+
+def test_what_could_not_be_measured_is_measured_the_next_time(tmp_path: Path) -> None:
+    photos, options = two_kinds(tmp_path / "photos"), {**SMALL, "cache_dir": str(tmp_path / "cache")}
+
+    def no_room(*_: object) -> None:
+        raise torch.OutOfMemoryError("for a moment")
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(room, "similarity_of", no_room)
+        assert plan_transfer(str(photos), **options).similarity is None
+    assert plan_transfer(str(photos), **options).similarity is not None
+
+
+def test_images_that_change_or_go_meanwhile_are_not_remembered(tmp_path: Path) -> None:
+    photos, options = two_kinds(tmp_path / "photos"), {**SMALL, "cache_dir": str(tmp_path / "cache"), "val": 0.1}
+    own = room.clean_pixels
+    for harm in ("changed", "gone"):
+        hurt = photos / "cat" / "3.png"
+        whole = hurt.read_bytes()
+
+        def meanwhile(*given: object, how: str = harm, file: Path = hurt) -> torch.Tensor:
+            photo(1, 5).save(file) if how == "changed" else file.unlink()
+            return own(*given)  # type: ignore[arg-type]
+
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(room, "clean_pixels", meanwhile)
+            plan_transfer(str(photos), **options)
+        assert not list(tmp_path.glob("cache/models/*/measured/*.json")), harm
+        hurt.write_bytes(whole)

@@ -93,7 +93,7 @@ def _remove_digests(folder: Path) -> int:
 def _remove_oldest(place: Path, at_least: int) -> int:
     """Remove what a killed process left, then the longest unused, until `at_least` bytes or all are gone."""
     gone = 0
-    files = [(not path.name.startswith(TEMPORARY_PREFIX), *_look(path), path) for path in _files(place)]
+    files = [(not path.name.startswith(TEMPORARY_PREFIX), *_look(path), path) for path in set(_files(place))]
     for finished, _, size, path in sorted(files):
         if finished and gone >= at_least:
             break

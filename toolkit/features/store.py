@@ -100,8 +100,8 @@ class FeatureStore:
             "something empties the cache; run again when that has ended"
         )
 
-    def remembered(self, request: Request, what: Plain, measure: Callable[[], Plain]) -> Plain:
-        """Return what `measure` gives, plain values, measured once.
+    def remembered(self, request: Request, what: Plain, measure: Callable[[], tuple[Plain, bool]]) -> Plain:
+        """Return what `measure` gives, plain values, measured once; it says as well whether that is to be kept.
 
         what: plain values that say what is measured, and of which images: all that it depends on beside the request's
         backbone, number format, device and libraries. It is kept beside the stored numbers of the same backbone; where
@@ -109,13 +109,13 @@ class FeatureStore:
         """
         place = _Place(self.folder, request)
         file = place.folder / MEASURED / f"{key_of(what)}.json"
-        with suppress(OSError, ValueError):
+        with suppress(OSError, ValueError, RecursionError):
             known = read_json(file)
-            if isinstance(known, dict) and known.keys() == {"what", "value"} and known["what"] == what:
+            if isinstance(known, dict) and known.get("what") == what and isinstance(known.get("value"), dict):
                 return dict(known["value"])
-        value = measure()
+        value, kept = measure()
         with suppress(OSError):
-            if (place.folder / LOCK).exists():  # else nobody would find it again to remove it
+            if kept and (place.folder / LOCK).exists():  # else nobody would find it again to remove it
                 file.parent.mkdir(exist_ok=True)
                 publish_json(file, {"what": what, "value": value})
         return value

@@ -28,7 +28,7 @@ class Examples:
     views: the images behind the rows. weights: float64 (N,), what a row counts. seen: bool (C,), classes that occur.
     folds: int64 (N,). scored: int64 rows, the clean views of the images that choose between models: all of them up to
     5,000 images, above those of one fold, a fifth of the images or 5,000 if that is fewer. n_threads: how many threads
-    may compute, torch's number when the examples are made.
+    may compute, torch's number when the examples are made. reading: held by whichever of them reads features.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Examples:
         self.weights = row_weights(self.labels, self.views, balanced=balanced)
         self.seen = np.bincount(self.labels, minlength=n_classes) > 0
         self.n_threads = torch.get_num_threads()
-        self._remembering = Lock()
+        self.reading, self._remembering = Lock(), Lock()
         self._spectra: dict[tuple[int, ...], Spectrum] = {}
         first = self.views.first
         many = len(first) > FOLDED_UP_TO

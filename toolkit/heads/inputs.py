@@ -100,16 +100,19 @@ class Inputs:
                 result[here] = scores[rows[here] - span.start]
         return result
 
-    def preconditioner(self, curvature: float, strength: float) -> Preconditioner:
+    def preconditioner(self, curvature: float, strength: float, sharpness: float = 1.0) -> Preconditioner:
         """Return the change of variables after which a loss of this curvature in the scores bends alike everywhere.
 
-        curvature: mean second derivative of an image's loss by a class's score; p (1 − p) at the probability p. The
-        Gram matrix is that of all rows, of which folds leave parts out. With fewer rows than columns nothing is
-        changed: there classes can be told apart without error, p (1 − p) vanishes, and no curvature is the right one.
+        curvature: mean second derivative of an image's loss by a class's score; p (1 − p) at the probability p.
+        sharpness: the share of it that is left where a weak penalty lets the weights tell classes apart; the bias alone
+        cannot. The Gram matrix is that of all rows, of which folds leave parts out. With fewer rows than columns
+        nothing is changed: there classes can be told apart without error, p (1 − p) vanishes, and no curvature is the
+        right one.
         """
         if not self._bends:
             return Preconditioner(None, 1.0)
         bias = float((curvature * self._total) ** -0.5)
+        curvature *= sharpness
         least = 1 / strength + FLOOR * curvature * self._total
         if self.coordinates is not None:
             return Preconditioner(None, bias, (curvature * self._values + least) ** -0.5)

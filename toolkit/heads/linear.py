@@ -26,8 +26,7 @@ class LinearHead(nn.Module):
             raise SettingError(f"head: at least one tap and one class expected, got {list(widths)} and {n_classes}")
         self.widths = tuple(widths)
         self.scale = scale
-        with torch.random.fork_rng(devices=[]):
-            self.linear = nn.Linear(sum(widths), n_classes)
+        self.linear: nn.Linear = nn.utils.skip_init(nn.Linear, sum(widths), n_classes)  # type: ignore[no-untyped-call]
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 

@@ -22,7 +22,8 @@ from toolkit.heads.threads import few_threads
 STRENGTHS = (0.1, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 STRENGTHS_OF_MANY = (0.3, 3.0, 30.0, 300.0)  # the loss is flat enough for a coarser path where each step is dear
 MANY = 1_000  # rows
-COLUMNS = 500  # of the folds that are solved together: with more, nothing is won and the memory is missed
+# Of the folds that are solved together. With more columns nothing is won; L-BFGS keeps about 25 numbers a variable.
+COLUMNS, VARIABLES = 500, 500_000
 SURER_FROM = 3.0  # the strength from which on probabilities are surer than the classes' shares
 ALL = -1  # the fold that leaves nothing out
 
@@ -40,7 +41,8 @@ class LogisticHead:
     of its image. A single image leaves nothing to compare: the first strength is taken, and its scores are zeros.
 
     Memory beside the features: their float32 coordinates where N < D or there are up to 16 million of them; otherwise
-    blocks of 2,048 rows, and for the preconditioner a few D × D matrices, one of which stays.
+    blocks of 2,048 rows, and for the preconditioner a few D × D matrices, one of which stays. The solver keeps about 25
+    numbers float64 a weight of the folds that it solves together: 100 MB, or D × C of them where those are more.
     """
 
     def __init__(
@@ -119,7 +121,8 @@ class LogisticPath:
             return result
         of_rows = examples.folds[rows]
         folds = np.unique(of_rows).tolist()
-        together = max(1, COLUMNS // len(self.classes))
+        n_classes = len(self.classes)
+        together = max(1, min(COLUMNS // n_classes, VARIABLES // ((self.inputs.width + 1) * n_classes)))
         for start in range(0, len(folds), together):
             some_folds = folds[start : start + together]
             for fold, solution in zip(some_folds, self._solve(some_folds, strength, COARSE), strict=True):
@@ -172,6 +175,7 @@ class LogisticPath:
         """
         if self._preconditioner is None or self._preconditioner[0] != strength:
             shares = np.bincount(self.positions, self.examples.weights) / self.examples.weights.sum()
-            curvature = float((shares * (1 - shares)).mean()) * min(1.0, SURER_FROM / strength)
-            self._preconditioner = strength, self.inputs.preconditioner(curvature, strength)
+            curvature = float((shares * (1 - shares)).mean())
+            sharpness = min(1.0, SURER_FROM / strength)
+            self._preconditioner = strength, self.inputs.preconditioner(curvature, strength, sharpness)
         return self._preconditioner[1]

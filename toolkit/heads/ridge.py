@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from toolkit.heads.threads import few_threads, is_for_one_thread
 # λ in units of the features' mean squared distance from their mean, so it means the same whatever the taps' number
 RELATIVE_STRENGTHS = tuple(np.logspace(-4, 4, 25).tolist())
 IN_MEMORY = 16_000_000  # coordinates, 128 MB
+AT_ONCE_BYTES = 400_000_000  # of tap sets that are tried side by side
 
 
 class RidgeHead:
@@ -33,8 +33,9 @@ class RidgeHead:
     the score from the model that is refitted, at λ and with the same row weights, without its image. A single image
     leaves nothing to fit: its scores are zeros.
 
-    Memory beside the features: 3 to 4 matrices float64 of min(N, D) × D or less, those of the last few tap sets up to
-    128 MB, as much for the rows' coordinates, and blocks of 2,048 rows.
+    Memory beside the features: 3 to 4 matrices float64 of min(N, D) × D or less, up to 128 MB for the rows'
+    coordinates, and blocks of 2,048 rows. Tap sets that are tried side by side (`choose_head`, probes) take it several
+    times, up to 400 MB in all, and 64 MB of their directions are remembered.
     """
 
     def __init__(self, widths: Sequence[int], *, balanced: bool = False, seed: int = 0) -> None:
@@ -71,7 +72,9 @@ def ridges_at_once(examples: Examples) -> int:
     if not is_for_one_thread(*examples.features.shape):
         return 1
     _ = examples.moments  # of which all of them begin
-    return examples.n_threads
+    n_rows, width = examples.features.shape
+    numbers = 4 * min(n_rows, width) * width + n_rows * width  # of one: its matrices, and the rows' coordinates
+    return max(1, min(examples.n_threads, AT_ONCE_BYTES // (8 * numbers)))
 
 
 def smallest(errors: dict[float, float]) -> float:
@@ -92,6 +95,13 @@ class RidgePath:
         self.target_mean = moments.target_mean
         self.loadings = self.spectrum.vectors.T @ moments.cross[columns]
         self.strengths = tuple(relative * self.spectrum.scale for relative in RELATIVE_STRENGTHS)
+        self._coordinates = self.spectrum.coordinates
+        n_rows, rank = len(examples.labels), len(self.spectrum.values)
+        everyone_judges = len(examples.scored) == len(examples.views.first) > 1
+        if self._coordinates is None and everyone_judges and n_rows * rank <= IN_MEMORY:  # they are asked for twice
+            self._coordinates = np.empty((n_rows, rank))
+            for span in spans(n_rows):
+                self._coordinates[span] = self._project(span)
 
     def head(self, strength: float) -> LinearHead:
         """Return the head that is fitted to all rows."""
@@ -159,16 +169,10 @@ class RidgePath:
             return self._coordinates[rows]
         return self._project(rows)
 
-    @cached_property
-    def _coordinates(self) -> NDArray[np.float64] | None:
-        """Those of all rows, where they are few: they are asked for twice."""
-        spectrum, n_rows = self.spectrum, len(self.examples.labels)
-        if spectrum.coordinates is not None or n_rows * len(spectrum.values) > IN_MEMORY:
-            return spectrum.coordinates
-        return np.concatenate([self._project(span) for span in spans(n_rows)])
-
     def _project(self, rows: slice | NDArray[np.int64]) -> NDArray[np.float64]:
-        centred = unit_rows(self.features[rows], self.widths) - self.spectrum.mean
+        with self.examples.reading:
+            block = self.features[rows]
+        centred = unit_rows(block, self.widths) - self.spectrum.mean
         centred *= np.sqrt(self.examples.weights[rows])[:, None]
         projected: NDArray[np.float64] = centred @ self.spectrum.vectors
         return projected

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from queue import SimpleQueue
 from threading import Thread
 from typing import Any
@@ -49,10 +50,10 @@ def minimise_side_by_side(evaluate: Evaluate, n_functions: int, n_variables: int
             questions.put((number, None))
 
     threads = [Thread(target=work, args=(number,), daemon=True) for number in range(n_functions)]
-    for thread in threads:
-        thread.start()
     running = set(range(n_functions))
     try:
+        for thread in threads:
+            thread.start()
         while running:
             asked = {}
             for _ in range(len(running)):
@@ -72,7 +73,8 @@ def minimise_side_by_side(evaluate: Evaluate, n_functions: int, n_variables: int
         for answer in answers:
             answer.put(None)
         for thread in threads:
-            thread.join()
+            with suppress(RuntimeError):  # it was interrupted before it could start, or while it did
+                thread.join()
     return found
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit.allocator import hand_back_freed_memory
 from toolkit.heads.blocks import Picked, Rows
 from toolkit.heads.candidates import scored_entry
 from toolkit.heads.examples import Examples
@@ -64,7 +65,9 @@ def probe_stages(
         return Probe(tuple(taps[place] for place in places), one.accuracy, one.se, one.nll, len(whole.scored))
 
     with few_threads(len(rows), features.shape[1]):
-        return tuple(at_once(probe, dict.fromkeys(sets), ridges_at_once(whole)))
+        found = tuple(at_once(probe, dict.fromkeys(sets), ridges_at_once(whole)))
+    hand_back_freed_memory()
+    return found
 
 
 def stratified(labels: NDArray[np.int64], most: int, seed: int) -> NDArray[np.int64]:

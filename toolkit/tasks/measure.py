@@ -24,6 +24,7 @@ from toolkit.planning.evidence import Evidence
 from toolkit.planning.facts import facts_of
 from toolkit.planning.probes import Probe, probe_stages, stratified
 from toolkit.planning.similarity import SAMPLE, Similarity, similarity_of
+from toolkit.storage import digest
 from toolkit.tasks.job import Job, worker_count
 
 LOOKED_AT = 1  # how images are looked at; another way of measuring, another number
@@ -65,19 +66,37 @@ def measured(manifest: Manifest, probe: Stored, job: Job) -> Measured:
 def _looked_at(
     manifest: Manifest, rows: NDArray[np.int64], probe: Stored, job: Job
 ) -> tuple[Similarity | None, float | None]:
-    """Return the similarity of some images and the share of them that has no colour; remembered by their contents."""
+    """Return the similarity of some images and the share of them that has no colour; remembered by their contents.
 
-    def measure() -> dict[str, Any]:
+    Nothing is remembered of images that could not be read, or changed since they were hashed, nor of a similarity that
+    could not be measured: the next time it may be.
+    """
+
+    def measure() -> tuple[dict[str, Any], bool]:
         pixels = clean_pixels(manifest, rows, job)
         similarity = None
         with suppress(RuntimeError, ValueError, TypeError, AttributeError, IndexError):  # say, of one batch size alone
             similarity = similarity_of(job.backbone, pixels, job.device)
-        return {"similarity": None if similarity is None else asdict(similarity), "grey_share": _grey_share(pixels)}
+        told = None if similarity is None else asdict(similarity)
+        kept = told is not None and len(pixels) == len(rows) and _are_unchanged(manifest, rows, probe)
+        return {"similarity": told, "grey_share": _grey_share(pixels)}, kept
 
     what = {"looked at": LOOKED_AT, "images": contents_digest(probe, rows)}
-    found = job.store.remembered(job.request, what, measure)
-    similarity = None if found["similarity"] is None else Similarity(**found["similarity"])
-    return similarity, found["grey_share"]
+    try:
+        found = job.store.remembered(job.request, what, measure)
+        similarity = None if found["similarity"] is None else Similarity(**found["similarity"])
+        return similarity, found["grey_share"]
+    except (KeyError, TypeError):  # what was remembered is not what was written
+        found, _ = measure()
+        return None if found["similarity"] is None else Similarity(**found["similarity"]), found["grey_share"]
+
+
+def _are_unchanged(manifest: Manifest, rows: NDArray[np.int64], probe: Stored) -> bool:
+    """Return whether some files still hold what the features were computed of."""
+    try:
+        return all(digest(manifest.file(row).read_bytes()) == probe.digests[row].tobytes() for row in rows.tolist())
+    except OSError:
+        return False
 
 
 def contents_digest(probe: Stored, rows: NDArray[np.int64]) -> str:

@@ -4,7 +4,8 @@
 
 Keras Hub's EfficientNet-Lite0 with the weights of WEIGHTS.pt, the state dict of timm's tf_efficientnet_lite0: its
 features are those of timm's network to 1e-5. `tf.data` reads, decodes and resizes, with as many threads as it likes;
-mirror images and rotations, dropout of 0.2 and Adam at 1e-3, validation after each epoch. Prints a line of JSON.
+mirror images and rotations, dropout of 0.2 and Adam at 1e-3, validation after each epoch, of which the best is told.
+Prints a line of JSON.
 """
 
 import csv
