@@ -26,9 +26,7 @@ class LinearHead(nn.Module):
             raise SettingError(f"head: at least one tap and one class expected, got {list(widths)} and {n_classes}")
         self.widths = tuple(widths)
         self.scale = scale
-        self.linear: nn.Linear = nn.utils.skip_init(nn.Linear, sum(widths), n_classes)  # type: ignore[no-untyped-call]
-        nn.init.zeros_(self.linear.weight)
-        nn.init.zeros_(self.linear.bias)
+        self.linear = _LinearOfZeros(sum(widths), n_classes)
 
     def forward(self, features: Tensor) -> Tensor:
         """Return scores (N, C) for pooled features (N, D)."""
@@ -40,6 +38,14 @@ class LinearHead(nn.Module):
         with torch.no_grad():
             self.linear.weight.mul_(self.scale)
         self.scale = 1.0
+
+
+class _LinearOfZeros(nn.Linear):
+    """A Linear that draws nothing: heads are made in threads, which share the random state."""
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
 
 
 def unit_rms(widths: Sequence[int]) -> float:
