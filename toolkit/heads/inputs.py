@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -35,7 +34,7 @@ class Inputs:
         self.n_rows, self.n_threads = len(examples.labels), examples.n_threads
         self.mean = moments.mean[columns]
         self.coordinates: NDArray[np.float32] | None = None
-        self._reading = Lock()
+        self._reading = examples.reading
         self._bends = moments.rows is None
         self._total = moments.total
         if self._bends and self.n_rows * len(self.mean) > IN_MEMORY:

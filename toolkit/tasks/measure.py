@@ -83,12 +83,13 @@ def _looked_at(
 
     what = {"looked at": LOOKED_AT, "images": contents_digest(probe, rows)}
     try:
-        found = job.store.remembered(job.request, what, measure)
-        similarity = None if found["similarity"] is None else Similarity(**found["similarity"])
-        return similarity, found["grey_share"]
+        return _told(job.store.remembered(job.request, what, measure))
     except (KeyError, TypeError):  # what was remembered is not what was written
-        found, _ = measure()
-        return None if found["similarity"] is None else Similarity(**found["similarity"]), found["grey_share"]
+        return _told(measure()[0])
+
+
+def _told(found: dict[str, Any]) -> tuple[Similarity | None, float | None]:
+    return None if found["similarity"] is None else Similarity(**found["similarity"]), found["grey_share"]
 
 
 def _are_unchanged(manifest: Manifest, rows: NDArray[np.int64], probe: Stored) -> bool:
