@@ -105,6 +105,22 @@ def test_rows_are_taken_in_the_order_in_which_they_are_asked_for(dtype):
     assert any(tensor.float().sum() > 0 for tensor in tensors), "what is taken is a copy"
 
 
+@pytest.mark.parametrize("order", ["as stored", "shuffled"])
+def test_rows_are_taken_into_columns_of_a_larger_table(order):
+    """Whether they lie side by side, in shards of any order, or are scattered."""
+    tensors = [torch.randn(40, 2), torch.randn(30, 2), torch.randn(20, 2)]
+    place = np.array([(shard, row) for shard in (1, 0, 2) for row in range(len(tensors[shard]))], np.int32)
+    positions = np.flatnonzero(np.arange(90) % 5 > 0)
+    if order == "shuffled":
+        positions = np.random.default_rng(0).permutation(positions)
+    table = torch.full((len(positions), 5), -1.0)
+    part = table[:, 1:3]
+    assert Column(tensors, place, (2,), torch.float32).take(positions, part) is part
+    expected = torch.stack([tensors[number][at] for number, at in place[positions]])
+    assert torch.equal(table[:, 1:3], expected)
+    assert (table[:, [0, 3, 4]] == -1).all(), "its neighbours are left alone"
+
+
 def test_an_empty_column_knows_its_shape():
     column = Column([], np.empty((0, 2), np.int32), (3, 4), torch.bfloat16)
     assert column.take(np.empty(0, np.int64)).shape == (0, 3, 4)

@@ -15,6 +15,8 @@ from toolkit.features.shard import SUFFIX, BrokenShardError, Shard
 from toolkit.progress import say
 from toolkit.storage import TEMPORARY_PREFIX
 
+SHORT_RUN = 8  # rows of one shard in a row; where runs are shorter on average, rows are sorted by their shards
+
 
 class Column:
     """One output of N views, their tensors mapped from shards; nothing is read before it is taken.
@@ -31,18 +33,30 @@ class Column:
         self.shape = shape
         self.dtype = dtype
 
-    def take(self, positions: NDArray[np.int64]) -> Tensor:
-        """Return the rows at `positions`, (k, …), copied out of the files."""
-        taken = torch.empty((len(positions), *self.shape), dtype=self.dtype)
+    def take(self, positions: NDArray[np.int64], out: Tensor | None = None) -> Tensor:
+        """Return the rows at `positions`, (k, …), copied out of the files; into `out`, of any strides, if it is given.
+
+        Raises IndexError for a position that there is not.
+        """
+        taken = torch.empty((len(positions), *self.shape), dtype=self.dtype) if out is None else out
         if not len(positions):
             return taken
         places = self.place[positions]
-        order = np.argsort(places[:, 0], kind="stable")
-        numbers, starts = np.unique(places[order, 0], return_index=True)
-        for number, here in zip(numbers.tolist(), np.split(order, starts[1:]), strict=True):
+        numbers, rows = places[:, 0], torch.from_numpy(places[:, 1].astype(np.int64))
+        ends = _ends_of_runs(numbers)
+        as_stored = len(ends) * SHORT_RUN <= len(numbers)
+        order = np.arange(len(numbers)) if as_stored else np.argsort(numbers, kind="stable")
+        if not as_stored:
+            ends = _ends_of_runs(numbers[order])
+        for start, end in zip([0, *ends], ends, strict=False):
+            number = int(numbers[order[start]])
             shard = self.shards[number] if number >= 0 else None
             assert shard is not None, "a view that is not stored was asked for"
-            taken[torch.from_numpy(here)] = shard[torch.from_numpy(places[here, 1])]
+            if as_stored:  # copied once, to where it belongs
+                torch.index_select(shard, 0, rows[start:end], out=taken[start:end])
+            else:
+                here = torch.from_numpy(order[start:end])
+                taken[here] = shard.index_select(0, rows[here])
         return taken
 
 
@@ -131,6 +145,11 @@ class Index:
         place: NDArray[np.int32] = table[image]
         place[~digests.any(axis=1)] = -1
         return place
+
+
+def _ends_of_runs(numbers: NDArray[np.int32]) -> list[int]:
+    """Return where each run of equal numbers ends."""
+    return [*(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(numbers)]
 
 
 def keys_of(digests: NDArray[np.uint8]) -> NDArray[np.bytes_]:

@@ -37,7 +37,10 @@ class PooledRows:
         positions = self._positions[rows]
         if not len(positions):
             return np.empty((0, self.shape[1]), np.float32)
-        return torch.cat([column.take(positions) for column in self._columns], dim=1).numpy()
+        taken = torch.empty((len(positions), self.shape[1]))
+        for column, part in zip(self._columns, taken.split(self.widths, dim=1), strict=True):
+            column.take(positions, part)
+        return taken.numpy()
 
     def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> NDArray[np.float32]:
         return np.asarray(self[:], dtype=dtype)

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-BLOCK_ROWS = 2048  # 2,000 features of so many rows are 16 MB, 31 in float64
+BLOCK_ROWS = 1024  # 2,000 features of so many rows are 8 MB, 16 in float64; twice as many are no faster
 SHORTEST = 1e-12  # below, a tap has no direction and stays as it is; torch's normalize has the same limit
 
 

@@ -115,13 +115,13 @@ class Inputs:
         least = 1 / strength + FLOOR * curvature * self._total
         if self.coordinates is not None:
             return Preconditioner(None, bias, (curvature * self._values + least) ** -0.5)
-        from scipy.linalg import solve_triangular
+        from scipy.linalg import cholesky
+        from scipy.linalg.lapack import dtrtri
 
-        hessian = curvature * self._gram
+        hessian = (curvature * self._gram).T  # one matrix in LAPACK's order, in whose place the others come
         hessian[np.diag_indices_from(hessian)] += least
-        lower = np.linalg.cholesky(hessian)
-        inverse = solve_triangular(lower, np.eye(len(lower)), lower=True)
-        return Preconditioner(inverse.T.astype(np.float32), bias)
+        inverse, _ = dtrtri(cholesky(hessian, overwrite_a=True, check_finite=False), overwrite_c=True)
+        return Preconditioner(inverse.astype(np.float32), bias)
 
     def in_features(self, solution: Floats) -> tuple[Floats, Floats]:
         """Return weights (D, K) and bias (K,) for unit-length features that are not centred."""

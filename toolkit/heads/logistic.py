@@ -13,7 +13,7 @@ from toolkit.heads.blocks import Rows
 from toolkit.heads.examples import UNSEEN_BIAS, Examples, Trial
 from toolkit.heads.inputs import Floats, Inputs, Preconditioner
 from toolkit.heads.linear import LinearHead
-from toolkit.heads.softmax_solver import COARSE, FINE, solve
+from toolkit.heads.softmax_solver import COARSE, fine, solve
 from toolkit.heads.temperature import negative_log_likelihoods
 from toolkit.heads.threads import few_threads
 
@@ -41,7 +41,7 @@ class LogisticHead:
     of its image. A single image leaves nothing to compare: the first strength is taken, and its scores are zeros.
 
     Memory beside the features: their float32 coordinates where N < D or there are up to 16 million of them; otherwise
-    blocks of 2,048 rows, and for the preconditioner a few D × D matrices, one of which stays. The solver keeps about 25
+    blocks of 1,024 rows, and for the preconditioner a few D × D matrices, one of which stays. The solver keeps about 25
     numbers float64 a weight of the folds that it solves together: 100 MB, or D × C of them where those are more.
     """
 
@@ -137,7 +137,7 @@ class LogisticPath:
         with torch.no_grad():
             head.linear.bias[torch.from_numpy(~examples.seen)] = UNSEEN_BIAS
             if not self._trivial:
-                (solution,) = self._solve([ALL], strength, FINE)
+                (solution,) = self._solve([ALL], strength, fine(len(examples.labels)))
                 weights, bias = self.inputs.in_features(solution)
                 head.linear.weight[self.classes] = torch.from_numpy(weights.T).float()
                 head.linear.bias[self.classes] = torch.from_numpy(bias).float()

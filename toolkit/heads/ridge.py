@@ -34,7 +34,7 @@ class RidgeHead:
     leaves nothing to fit: its scores are zeros.
 
     Memory beside the features: 3 to 4 matrices float64 of min(N, D) × D or less, up to 128 MB for the rows'
-    coordinates, and blocks of 2,048 rows. Tap sets that are tried side by side (`choose_head`, probes) take it several
+    coordinates, and blocks of 1,024 rows. Tap sets that are tried side by side (`choose_head`, probes) take it several
     times, up to 400 MB in all, and 64 MB of their directions are remembered.
     """
 

@@ -13,7 +13,9 @@ from toolkit.heads.side_by_side import minimise_side_by_side
 from toolkit.heads.threads import lonely_threads, one_thread
 
 MAX_ITERATIONS = 300
-COARSE, FINE = 1e-4, 3e-7  # relative decrease of the loss that ends a solution: one to compare, one to keep
+# Relative decrease of the loss that ends a solution: one to compare, one to keep, and to keep of more than so many rows.
+# Of 48,000 garments the last took half of the time, changed 4 labels of 10,000 others, and their NLL by 0.0001.
+COARSE, FINE, FINE_OF_MANY, MANY = 1e-4, 3e-7, 3e-6, 10_000
 FEWEST_ROWS = 512  # of a block: handing over less costs more than it saves
 
 
@@ -63,6 +65,11 @@ def solve(
     with one_thread(), lonely_threads(n_workers) as pool:
         found = minimise_side_by_side(evaluate, len(starts), starts[0].size, **options)
         return solutions_of(list(range(len(starts))), found)
+
+
+def fine(n_rows: int) -> float:
+    """Return the tolerance of a solution that is to be kept."""
+    return FINE if n_rows <= MANY else FINE_OF_MANY
 
 
 def cross_entropy(
