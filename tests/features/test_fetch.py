@@ -58,8 +58,24 @@ def test_only_what_is_missing_is_computed(cache, manifest):
     assert fetch(cache, request(), manifest, [3, 11]).n_computed == 4, "view 0 is stored"
     assert fetch(cache, request(views=5), manifest, [3, 4]).n_computed == 2 + 4
     assert fetch(cache, request(seed=1), manifest, [3, 4]).n_computed == 4, "the clean view knows no seed"
-    assert fetch(cache, request(taps=(0, 1, 3)), manifest, [3]).n_computed == 3
+    assert fetch(cache, request(taps=(0, 1, 3)), manifest, [3]).n_computed == 2, "view 0 has them all"
     assert_same(everything(fetch(cache, request(views=5), manifest)), live(request(views=5), manifest, range(12)))
+
+
+def test_stages_that_a_pass_goes_by_are_stored_as_well(cache, manifest, monkeypatch):
+    """Of the clean view; those that it does not reach are not, nor any where there is no room for them."""
+    few = {"cut": None, "views": 1}
+    assert fetch(cache, request(**few, taps=(1,)), manifest, range(4)).n_computed == 4
+    assert fetch(cache, request(**few, taps=(0, 1)), manifest, range(4)).n_computed == 0
+    assert fetch(cache, request(**few, taps=(3,)), manifest, range(4)).n_computed == 4
+    found = fetch(cache, request(**few, taps=(0, 1, 2, 3)), manifest, range(4))
+    assert found.n_computed == 0
+    assert_same(everything(found), live(request(**few, taps=(0, 1, 2, 3)), manifest, range(4)))
+    room = 4 * request(**few, taps=(3,)).bytes_per_view
+    monkeypatch.setattr(store.FeatureStore, "free_bytes", lambda self: room)
+    assert fetch(cache, request(**few, taps=(3,)), manifest, range(4, 8)).n_computed == 4
+    with pytest.raises(store.NoRoomError):
+        fetch(cache, request(**few, taps=(2, 3)), manifest, range(4, 8))
 
 
 def test_the_numbers_are_read_back_from_the_disk(cache, manifest):

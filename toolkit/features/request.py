@@ -6,7 +6,7 @@ import hashlib
 import importlib.metadata
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -26,6 +26,7 @@ from toolkit.features.sample import sample_images
 
 FORMAT = 2  # of the store; another number, another folder
 PIXELS, SOURCE, SIZE = "pixels", "source", "size"
+MOST_ON_THE_WAY = 12  # stages: a list of modules of one's own may have a hundred
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +70,20 @@ class Request:
     def identity(self) -> str:
         """Digest of the backbone as it was when the Request was made; "" for pixels, which have met none."""
         return "" if self.weights is None else self.weights[1]
+
+    def with_stages_on_the_way(self) -> Request:
+        """Return the Request with all stages as taps, the last 12 at most, that its pass goes by anyway.
+
+        That takes 0.4 % of a pass (EfficientNet-Lite0) and a twelfth more room, and whoever asks for them later, such
+        as a plan after an extraction, finds them. Where several views are wanted, it is the Request as it is: room for
+        each of them would cost more.
+        """
+        if self.views > 1 or self.cut == 0:
+            return self
+        shapes = self.backbone.stage_shapes()
+        passed = range(max(self.cut or 0, *(tap + 1 for tap in self.taps), 0))
+        poolable = [stage for stage in passed[-MOST_ON_THE_WAY:] if len(shapes[stage]) <= 3]
+        return replace(self, taps=tuple(sorted({*self.taps, *poolable})))
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:

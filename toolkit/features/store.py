@@ -121,7 +121,7 @@ class FeatureStore:
         return value
 
     def missing_bytes(self, request: Request, manifest: Manifest, rows: NDArray[np.int64] | None = None) -> int:
-        """Return how many bytes `fetch` would write."""
+        """Return how many bytes `fetch` has to write."""
         return int(_Search(self, request, manifest, rows).missing().sum()) * request.bytes_per_view
 
     def free_bytes(self) -> int:
@@ -223,15 +223,15 @@ class _Search:
         if self._rounds == 0:  # images of equal content are computed once
             missing = missing & _first_of_each(self.digests)[:, None]
         self._rounds += 1
-        self._check_room(int(missing.sum()))
+        made = self._with_room(int(missing.sum()))
         positions = np.flatnonzero(missing.any(axis=1))
         looks = self.contents.look([self.paths[position] for position in positions])
         read = compute(
-            self.request,
+            made,
             self.manifest,
             self.rows[positions],
             missing[positions],
-            group_bounds(self.request, positions),
+            group_bounds(made, positions),
             self.place.folder_of,
             workers=workers,
             max_pixels=max_pixels,
@@ -273,13 +273,20 @@ class _Search:
             return torch.uint8
         return self.request.dtype if name.startswith("stage.") else torch.float32
 
-    def _check_room(self, n_views: int) -> None:
-        folder, needed, free = self.store.folder, n_views * self.request.bytes_per_view, self.store.free_bytes()
+    def _with_room(self, n_views: int) -> Request:
+        """Return what is computed of so many views: the stages on the way too, or, where the disk has no room for them,
+        what was asked for; raises NoRoomError where it has none for that either."""
+        folder, free = self.store.folder, self.store.free_bytes()
+        more = self.request.with_stages_on_the_way()
+        if n_views * more.bytes_per_view <= free:
+            return more
+        needed = n_views * self.request.bytes_per_view
         if needed > free:
             raise NoRoomError(
                 f"{folder}: {as_size(needed)} are needed for the features of {n_views} views, and {as_size(free)} are "
                 f"free; {self.store.advice}"
             )
+        return self.request
 
 
 def _first_of_each(digests: NDArray[np.uint8]) -> NDArray[np.bool_]:

@@ -37,8 +37,8 @@ class PooledRows:
         positions = self._positions[rows]
         if not len(positions):
             return np.empty((0, self.shape[1]), np.float32)
-        taken = torch.empty((len(positions), self.shape[1]))
-        for column, part in zip(self._columns, taken.split(self.widths, dim=1), strict=True):
+        taken = torch.empty((len(positions), self.shape[1]), dtype=torch.float32)
+        for column, part in zip(self._columns, torch.split(taken, list(self.widths), dim=1), strict=True):
             column.take(positions, part)
         return taken.numpy()
 
