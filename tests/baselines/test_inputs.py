@@ -11,10 +11,9 @@ from PIL import Image
 
 from tests.photos import make_photos, photo
 from toolkit.baselines import inputs as module
-from toolkit.baselines.inputs import Inputs, hand_made, mapped, pixel_request, side_of, statistics, stored_pixels
+from toolkit.baselines.inputs import Inputs, hand_made, pixel_request, side_of, statistics, stored_pixels
 from toolkit.baselines.reading import Reading, to_grey
 from toolkit.data.scan import scan
-from toolkit.errors import ArtifactError
 from toolkit.features.store import FeatureStore
 from toolkit.reference.features import hand_made_features
 
@@ -117,19 +116,3 @@ def test_a_reading_takes_colour_for_grey_and_grey_for_colour() -> None:
     assert torch.equal(Reading("hog", 1, 8)(colour), Reading("hog", 1, 8)(grey))
     rows = torch.zeros(2, 5)
     assert Reading("hog", 1, 8)(rows) is rows
-
-
-def test_mapped_tensors_leave_nothing_and_say_when_there_is_no_room(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tensor = mapped((4, 3), torch.float32, tmp_path)
-    tensor[2] = 1.5
-    assert tensor.sum() == 4.5 and not list(tmp_path.iterdir())
-    assert mapped((0, 3), torch.uint8, tmp_path).shape == (0, 3)
-
-    def full(*arguments: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(module.os, "posix_fallocate", full)
-    with pytest.raises(ArtifactError, match="no room for 12 MB; make room, or choose another --cache_dir"):
-        mapped((1000, 3000), torch.float32, tmp_path)

@@ -8,6 +8,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from tests.heads.rows import WIDTHS, OnDisk, clouds, unit, with_views
+from toolkit.features.mapped import mapped
 from toolkit.heads import examples, logistic, softmax_solver
 from toolkit.heads.inputs import Inputs, Preconditioner
 from toolkit.heads.logistic import STRENGTHS, LogisticHead
@@ -202,6 +203,27 @@ def test_the_features_in_memory_give_the_solution_of_those_in_blocks(counts, mon
     assert found[0].strength_ == found[1].strength_
 
 
+@pytest.mark.parametrize("views", [1, 2])
+def test_a_copy_of_the_features_gives_the_head_of_the_features(views, tmp_path, monkeypatch):
+    """It lies in the store's folder, without a name; where there is no room for it, features are read as they are."""
+    features, labels = clouds([100, 90, 80], widths=(30, 40), noise=4.0)
+    features, labels = np.repeat(features, views, axis=0), np.repeat(labels, views)
+    images = np.repeat(np.arange(len(labels) // views), views)
+    monkeypatch.setattr("toolkit.heads.inputs.IN_MEMORY", 0)
+    copies, found = [], []
+    monkeypatch.setattr("toolkit.heads.inputs.mapped", lambda *given: copies.append(given) or mapped(*given))
+    for folder in (None, tmp_path, tmp_path / "gone"):
+        rows = OnDisk(features)
+        rows.scratch = folder
+        head = LogisticHead((30, 40), strengths=[0.1, 3.0, 100.0]).fit(rows, labels, 3, images)
+        found.append((head.strength_, head.oof_, probabilities(head, features)))
+    assert [given[2] for given in copies] == [tmp_path, tmp_path / "gone"] and not list(tmp_path.iterdir())
+    for strength, oof, shares in found[1:]:
+        assert strength == found[0][0]
+        assert np.abs(oof - found[0][1]).max() < 0.03 * np.abs(oof).max()
+        assert np.abs(shares - found[0][2]).max() < 3e-3
+
+
 @pytest.mark.parametrize("widths", [WIDTHS, (70, 90)], ids=["few columns", "many columns"])
 def test_folds_together_are_solved_as_folds_alone(widths, monkeypatch):
     features, labels = clouds([40, 30, 50], noise=3.0, widths=widths)
@@ -282,3 +304,25 @@ def test_nearly_constant_features_are_told_apart(size):
     features = (1 + size * (centres[labels] + 0.1 * generator.normal(0, 1, (200, 10)))).astype(np.float32)
     head = LogisticHead((10,)).fit(features, labels, 2)
     assert (head.oof_.argmax(1) == labels).mean() > 0.95
+
+
+def test_what_is_all_but_impossible_does_not_slow_the_products(monkeypatch):
+    """A probability of 1e-40 is a denormal float32, with which a product takes ten times as long."""
+    features, labels = clouds([60, 50, 40], widths=(6, 10), noise=6.0)
+    smallest = []
+
+    def watched(self, span, block, values):
+        single = np.abs(values.astype(np.float32))
+        smallest.append(single[single > 0].min())
+        return original(self, span, block, values)
+
+    original = Inputs.transposed_times
+    monkeypatch.setattr(Inputs, "transposed_times", watched)
+    given = examples.Examples(features, labels, 3, (6, 10))
+    inputs, far = Inputs(given, (0, 1)), np.zeros((1, 17, 3))
+    far[0, :-1] = np.random.default_rng(0).normal(0, 60.0, (16, 3))
+    losses, gradient = cross_entropy(inputs, labels, given.weights[None], far[:, : inputs.width + 1], [slice(0, 150)])
+    assert min(smallest) > np.finfo(np.float32).tiny
+    scores = inputs.times(slice(0, 150), inputs.block(slice(0, 150)), far[0, : inputs.width])
+    expected = torch.nn.functional.cross_entropy(torch.from_numpy(scores), torch.from_numpy(labels), reduction="sum")
+    assert losses[0] == pytest.approx(float(expected), rel=1e-12) and np.isfinite(gradient).all()

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import os
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,15 +14,13 @@ from torch import Tensor, nn
 from toolkit.backbones.backbone import Backbone
 from toolkit.baselines.reading import Reading, to_grey
 from toolkit.data.preprocessing import Preprocessing
-from toolkit.errors import ArtifactError
+from toolkit.features.mapped import mapped
 from toolkit.features.request import PIXELS, Request
 from toolkit.features.stored import PooledRows, Stored
 
 BLOCK = 1024  # images that are worked on at a time
 NATIVE_PX = 64  # images that all have one size up to this keep it
 REDUCED_PX = 32
-
-_DTYPES = {torch.uint8: np.uint8, torch.float32: np.float32}
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,25 +99,6 @@ def _computed(block_of: Callable[[NDArray[np.int64]], Tensor], n: int, folder: P
             values = mapped((n, block.shape[1]), torch.float32, folder)
         values[start : start + len(block)] = block
     return Inputs(values)
-
-
-def mapped(shape: tuple[int, ...], dtype: torch.dtype, folder: Path) -> Tensor:
-    """Return a tensor in a file without a name in `folder`, which goes with the process, however that ends.
-
-    Raises ArtifactError where there is no room: a file that only promises its bytes would end the process later.
-    """
-    n_bytes = int(np.prod(shape)) * dtype.itemsize
-    try:
-        with tempfile.TemporaryFile(dir=folder) as file:
-            with contextlib.suppress(AttributeError):  # not on every system
-                if n_bytes:
-                    os.posix_fallocate(file.fileno(), 0, n_bytes)
-            array = np.memmap(file, _DTYPES[dtype], "r+" if n_bytes else "w+", shape=shape if n_bytes else (1,))
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        reason = f"no room for {n_bytes / 1e6:.0f} MB" if full else f"cannot be written ({error.strerror})"
-        raise ArtifactError(f"{folder}: {reason}; make room, or choose another --cache_dir") from error
-    return torch.from_numpy(np.asarray(array)) if n_bytes else torch.empty(shape, dtype=dtype)
 
 
 def statistics(inputs: Inputs, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:

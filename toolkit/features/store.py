@@ -260,7 +260,15 @@ class _Search:
             for name, place in self.places.items()
         }
         failures = tuple(self.failures.items())
-        return Stored(self.request, self.rows[kept], self.digests[kept], failures, columns, self.n_computed)
+        return Stored(
+            self.request,
+            self.rows[kept],
+            self.digests[kept],
+            failures,
+            columns,
+            self.n_computed,
+            self.store.folder,
+        )
 
     def _readable(self) -> NDArray[np.bool_]:
         readable: NDArray[np.bool_] = ~np.isin(self.rows, np.array([*self.failures], np.int64))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,11 +21,19 @@ from toolkit.features.request import PIXELS, SIZE, SOURCE, Request, pool_name, s
 class PooledRows:
     """Pooled features of K views, float32 (K, D), the taps side by side: an array that stays on the disk.
 
-    `rows[a:b]` and `rows[numbers]` give ndarrays; `np.asarray(rows)` all of it.
+    `rows[a:b]` and `rows[numbers]` give ndarrays; `np.asarray(rows)` all of it. scratch: a folder for files without
+    names, for whoever goes through the rows many times.
     """
 
-    def __init__(self, columns: Sequence[Column], widths: Sequence[int], positions: NDArray[np.int64]) -> None:
+    def __init__(
+        self,
+        columns: Sequence[Column],
+        widths: Sequence[int],
+        positions: NDArray[np.int64],
+        scratch: Path | None = None,
+    ) -> None:
         self._columns = columns
+        self.scratch = scratch
         self._positions = positions
         self.widths = tuple(widths)
         self.shape = (len(positions), sum(widths))
@@ -51,7 +60,7 @@ class Stored:
     """The numbers that a Request asked for, of the N images that could be read, V views each.
 
     rows: int64 (N,), rows of the Manifest. digests: uint8 (N, 16), of their contents. failures: (row, reason) of the
-    other files. n_computed: views that were computed for this answer; 0 where all were stored.
+    other files. n_computed: views that were computed for this answer; 0 where all were stored. folder: the store's.
     """
 
     request: Request
@@ -60,6 +69,7 @@ class Stored:
     failures: tuple[Failure, ...]
     columns: dict[str, Column]  # of N × V views, image by image
     n_computed: int
+    folder: Path | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -75,7 +85,8 @@ class Stored:
         kept = self.request.taps if taps is None else tuple(taps)
         names = [pool_name(tap) for tap in kept]
         widths = [self.request.shapes[name][0] for name in names]
-        return PooledRows([self.columns[name] for name in names], widths, positions * self.request.views + views)
+        columns = [self.columns[name] for name in names]
+        return PooledRows(columns, widths, positions * self.request.views + views, self.folder)
 
     def inputs(
         self, positions: NDArray[np.int64], view: int = 0, taps: Sequence[int] | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,6 +23,12 @@ class Rows(Protocol):
     def __getitem__(self, rows: Any, /) -> Any: ...
 
 
+def scratch_of(rows: Rows) -> Path | None:
+    """Return the folder in which rows may be copied to a file without a name, of those that come from a store."""
+    found: Path | None = getattr(rows, "scratch", None)
+    return found
+
+
 @dataclass(frozen=True, eq=False)
 class Picked:
     """Some rows and columns of other Rows; nothing is read before it is asked for.
@@ -32,6 +39,11 @@ class Picked:
     source: Rows
     rows: NDArray[np.int64] | None = None
     columns: slice | NDArray[np.int64] = field(default_factory=lambda: slice(None))
+
+    @property
+    def scratch(self) -> Path | None:
+        """Where the source's rows may be copied to."""
+        return scratch_of(self.source)
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from toolkit.heads.blocks import Picked, inverse_lengths, spans, tap_columns, unit_rows
+from toolkit.errors import ArtifactError
+from toolkit.features.mapped import mapped
+from toolkit.heads.blocks import Picked, inverse_lengths, scratch_of, spans, tap_columns, unit_rows
 from toolkit.heads.examples import Examples
 
 Floats = NDArray[np.float64]
@@ -23,7 +27,10 @@ class Inputs:
     Up to IN_MEMORY numbers, or with fewer rows than columns: their coordinates on the principal directions, (N, R) in
     memory. The penalty does not change under a rotation, so the solution is the same, by less work: nothing has to be
     divided by lengths any more, and the loss bends by the eigenvalues, which ridge regression has found before.
-    Otherwise the features themselves, in blocks; the lengths are divided out of products, not features.
+    More of them are copied, centred and of unit length, to a file in the store's folder: the solver goes through them
+    hundreds of times, and to gather them out of the shards takes longer than to multiply them.
+    Where they come from no store, or its disk has no room, the features as they are, in blocks; the lengths are divided
+    out of products, not features.
     """
 
     def __init__(self, examples: Examples, taps: tuple[int, ...]) -> None:
@@ -39,13 +46,19 @@ class Inputs:
         self._total = moments.total
         if self._bends and self.n_rows * len(self.mean) > IN_MEMORY:
             self.width = len(self.mean)
-            self._inverse = np.concatenate(
-                [inverse_lengths(self.features[span], self.widths) for span in spans(self.n_rows)]
-            )
-            ends = np.cumsum(self.widths)
-            self._parts = [slice(int(end - width), int(end)) for end, width in zip(ends, self.widths, strict=True)]
             assert moments.gram is not None
             self._gram: Floats = moments.gram[columns][:, columns]
+            self._vectors: Floats | None = None
+            folder = scratch_of(examples.features)
+            if folder is not None:
+                with suppress(ArtifactError):  # no room
+                    self.coordinates = self._copied(folder)
+            if self.coordinates is None:
+                self._inverse = np.concatenate(
+                    [inverse_lengths(self.features[span], self.widths) for span in spans(self.n_rows)]
+                )
+                ends = np.cumsum(self.widths)
+                self._parts = [slice(int(end - width), int(end)) for end, width in zip(ends, self.widths, strict=True)]
         else:
             spectrum = examples.spectrum(taps)
             self._vectors, self._values = spectrum.vectors, spectrum.values
@@ -60,6 +73,14 @@ class Inputs:
                         for span in spans(self.n_rows)
                     ]
                 )
+
+    def _copied(self, folder: Path) -> NDArray[np.float32]:
+        """Return the centred unit-length features, (N, D), in a file without a name."""
+        mean = self.mean.astype(np.float32)
+        copy: NDArray[np.float32] = mapped((self.n_rows, self.width), torch.float32, folder).numpy()
+        for span in spans(self.n_rows):
+            np.subtract(unit_rows(self.features[span], self.widths), mean, out=copy[span])
+        return copy
 
     def block(self, span: slice) -> NDArray[np.float32]:
         """Return the features of a span of rows; one thread reads at a time."""
@@ -113,7 +134,7 @@ class Inputs:
         bias = float((curvature * self._total) ** -0.5)
         curvature *= sharpness
         least = 1 / strength + FLOOR * curvature * self._total
-        if self.coordinates is not None:
+        if self._vectors is not None:
             return Preconditioner(None, bias, (curvature * self._values + least) ** -0.5)
         from scipy.linalg import cholesky
         from scipy.linalg.lapack import dtrtri
@@ -125,7 +146,7 @@ class Inputs:
 
     def in_features(self, solution: Floats) -> tuple[Floats, Floats]:
         """Return weights (D, K) and bias (K,) for unit-length features that are not centred."""
-        weights = solution[:-1] if self.coordinates is None else self._vectors @ solution[:-1]
+        weights = solution[:-1] if self._vectors is None else self._vectors @ solution[:-1]
         return weights, solution[-1] - self.mean @ weights
 
 
