@@ -43,8 +43,8 @@ class LogisticHead:
     Memory beside the features: their float32 coordinates where N < D or there are up to 16 million of them; otherwise
     blocks of 1,024 rows, and for the preconditioner a few D × D matrices, one of which stays. Of so many features that
     come from a store, a copy, 4 · N · D bytes, lies in a file without a name in its folder meanwhile, if its disk has
-    room; it is mapped, which takes no memory that others need. The solver keeps about 25 numbers float64 a weight of the
-    folds that it solves together: 100 MB, or D × C of them where those are more.
+    room; it is mapped, which takes no memory that others need. The solver keeps about 25 numbers float64 a weight of
+    the folds that it solves together: 100 MB, or D × C of them where those are more.
     """
 
     def __init__(
