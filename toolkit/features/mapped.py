@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -14,16 +15,20 @@ from torch import Tensor
 
 from toolkit.errors import ArtifactError
 
+SPARE_BYTES = 16 << 20  # that stay free, for what else is written meanwhile
 _DTYPES = {torch.uint8: np.uint8, torch.float32: np.float32}
 
 
 def mapped(shape: tuple[int, ...], dtype: torch.dtype, folder: Path) -> Tensor:
     """Return a tensor in a file without a name in `folder`, which goes with the process, however that ends.
 
-    Raises ArtifactError where there is no room: a file that only promises its bytes would end the process later.
+    On a disk it takes no memory that others need; on a file system in memory it does. Raises ArtifactError where there
+    is no room, or hardly any would be left: a file that only promises its bytes would end the process later.
     """
     n_bytes = int(np.prod(shape)) * dtype.itemsize
     try:
+        if n_bytes + SPARE_BYTES > shutil.disk_usage(folder).free:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         with tempfile.TemporaryFile(dir=folder) as file:
             with contextlib.suppress(AttributeError):  # not on every system
                 if n_bytes:

@@ -26,7 +26,8 @@ from toolkit.features.sample import sample_images
 
 FORMAT = 2  # of the store; another number, another folder
 PIXELS, SOURCE, SIZE = "pixels", "source", "size"
-MOST_ON_THE_WAY = 12  # stages: a list of modules of one's own may have a hundred
+MOST_POOLED = 12  # stages, where all are wanted: a list of modules of one's own may have a hundred
+CUSTOM = "custom"  # what a backbone's weights are called that are a user's own modules
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,16 +75,14 @@ class Request:
     def with_stages_on_the_way(self) -> Request:
         """Return the Request with all stages as taps, the last 12 at most, that its pass goes by anyway.
 
-        That takes 0.4 % of a pass (EfficientNet-Lite0) and a twelfth more room, and whoever asks for them later, such
-        as a plan after an extraction, finds them. Where several views are wanted, it is the Request as it is: room for
-        each of them would cost more.
+        That takes 0.4 % of a pass (EfficientNet-Lite0), and whoever asks for them later, such as a plan after an
+        extraction, finds them. Room for them: against the last stage alone up to twice as much, for a ViT six times (18
+        kB an image). It is the Request as it is where more than pooled outputs of the clean view is wanted, and for
+        modules of a user's own: nobody has promised that all of their outputs are finite, small and to be pooled.
         """
-        if self.views > 1 or self.cut == 0:
+        if self.views > 1 or self.cut is not None or self.backbone.weights == CUSTOM:
             return self
-        shapes = self.backbone.stage_shapes()
-        passed = range(max(self.cut or 0, *(tap + 1 for tap in self.taps), 0))
-        poolable = [stage for stage in passed[-MOST_ON_THE_WAY:] if len(shapes[stage]) <= 3]
-        return replace(self, taps=tuple(sorted({*self.taps, *poolable})))
+        return replace(self, taps=tuple(sorted({*self.taps, *range(self.taps[-1])[-MOST_POOLED:]})))
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -176,7 +175,7 @@ def identity_of(backbone: Backbone) -> str:
     Taken from the tensors themselves: what a file once was says nothing of a network that has been trained since.
     """
     total = hashlib.sha256(state_sha256(backbone.stages, repr(backbone.stages)).encode())
-    if backbone.weights == "custom":
+    if backbone.weights == CUSTOM:
         taps = tuple(range(len(backbone)))
         sample = sample_images(1, backbone.preprocessing.crop_px)
         for part in FrozenPrefix(backbone, cut=None, taps=taps).run(sample).pooled:

@@ -76,9 +76,11 @@ class FeatureStore:
     ) -> Stored:
         """Return what is asked for of `rows` (all by default); what is not stored yet is computed and published.
 
-        One process computes at a time, others that want the same backbone's numbers wait and then find them. Raises
-        NoRoomError before the work where the disk has no room, WeightsError for features that are not finite,
-        ArtifactError where the cache cannot be used. max_pixels: of files that have to be read.
+        Of images of which something is missing the other stages that the pass goes by are stored as well, where it
+        costs next to nothing (`Request.with_stages_on_the_way`). One process computes at a time, others that want the
+        same backbone's numbers wait and then find them. Raises NoRoomError before the work where the disk has no room,
+        WeightsError for features that are not finite, ArtifactError where the cache cannot be used. max_pixels: of
+        files that have to be read.
         """
         search = _Search(self, request, manifest, rows)
         with ExitStack() as stack:
@@ -121,7 +123,7 @@ class FeatureStore:
         return value
 
     def missing_bytes(self, request: Request, manifest: Manifest, rows: NDArray[np.int64] | None = None) -> int:
-        """Return how many bytes `fetch` has to write."""
+        """Return how many bytes are missing of what is asked for."""
         return int(_Search(self, request, manifest, rows).missing().sum()) * request.bytes_per_view
 
     def free_bytes(self) -> int:
@@ -282,11 +284,11 @@ class _Search:
         return self.request.dtype if name.startswith("stage.") else torch.float32
 
     def _with_room(self, n_views: int) -> Request:
-        """Return what is computed of so many views: the stages on the way too, or, where the disk has no room for them,
-        what was asked for; raises NoRoomError where it has none for that either."""
+        """Return what is computed of so many views: the stages on the way too, or, where they would take more than half
+        of the disk's room, what was asked for; raises NoRoomError where it has none for that."""
         folder, free = self.store.folder, self.store.free_bytes()
         more = self.request.with_stages_on_the_way()
-        if n_views * more.bytes_per_view <= free:
+        if 2 * n_views * more.bytes_per_view <= free:
             return more
         needed = n_views * self.request.bytes_per_view
         if needed > free:

@@ -72,16 +72,10 @@ def tap_columns(widths: Sequence[int], taps: Sequence[int]) -> slice | NDArray[n
     return columns
 
 
-def inverse_lengths(block: NDArray[np.float32], widths: Sequence[int]) -> NDArray[np.float32]:
-    """Return float32 (n, T): 1 / Euclidean length of every tap's part."""
-    parts = np.split(np.asarray(block, dtype=np.float32), np.cumsum(widths)[:-1], axis=1)
-    squares = np.stack([np.einsum("nd,nd->n", part, part) for part in parts], axis=1)
-    inverse: NDArray[np.float32] = np.float32(1.0) / np.maximum(np.sqrt(squares), np.float32(SHORTEST))
-    return inverse
-
-
 def unit_rows(block: NDArray[np.float32], widths: Sequence[int]) -> NDArray[np.float32]:
     """Return float32 (n, D) with every tap's part divided by its length, as LinearHead sees it."""
-    scale = np.repeat(inverse_lengths(block, widths), widths, axis=1)
-    unit: NDArray[np.float32] = np.asarray(block, dtype=np.float32) * scale
+    parts = np.split(np.asarray(block, dtype=np.float32), np.cumsum(widths)[:-1], axis=1)
+    squares = np.stack([np.einsum("nd,nd->n", part, part) for part in parts], axis=1)
+    inverse = np.float32(1.0) / np.maximum(np.sqrt(squares), np.float32(SHORTEST))
+    unit: NDArray[np.float32] = np.asarray(block, dtype=np.float32) * np.repeat(inverse, widths, axis=1)
     return unit

@@ -90,7 +90,7 @@ def choose_head(
 
     What is tried depends on counts alone. With one kind given, tap sets compete by that kind up to 1,000 rows and by
     ridge above. In `auto`, logistic regression is tried while rows × features × classes ≤ 5e9, k-NN up to 5,000 rows;
-    60,000 rows of 1,900 features and 10 classes take about two minutes on 2 cores. Memory: see RidgeHead.
+    60,000 rows of 1,900 features and 10 classes take half a minute to a minute on 2 cores. Memory: see RidgeHead.
 
     Raises SettingError for an unknown kind or tap, DataError for features that are not finite, ValueError for shapes
     that do not fit.

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from toolkit.errors import ArtifactError
 from toolkit.features.mapped import mapped
-from toolkit.heads.blocks import Picked, inverse_lengths, scratch_of, spans, tap_columns, unit_rows
+from toolkit.heads.blocks import Picked, scratch_of, spans, tap_columns, unit_rows
 from toolkit.heads.examples import Examples
 
 Floats = NDArray[np.float64]
@@ -28,9 +28,8 @@ class Inputs:
     memory. The penalty does not change under a rotation, so the solution is the same, by less work: nothing has to be
     divided by lengths any more, and the loss bends by the eigenvalues, which ridge regression has found before.
     More of them are copied, centred and of unit length, to a file in the store's folder: the solver goes through them
-    hundreds of times, and to gather them out of the shards takes longer than to multiply them.
-    Where they come from no store, or its disk has no room, the features as they are, in blocks; the lengths are divided
-    out of products, not features.
+    hundreds of times, and to gather them out of the shards takes longer than to multiply them. Where they come from no
+    store, or its disk has no room, every block is made anew; the numbers are the same to the bit.
     """
 
     def __init__(self, examples: Examples, taps: tuple[int, ...]) -> None:
@@ -53,12 +52,6 @@ class Inputs:
             if folder is not None:
                 with suppress(ArtifactError):  # no room
                     self.coordinates = self._copied(folder)
-            if self.coordinates is None:
-                self._inverse = np.concatenate(
-                    [inverse_lengths(self.features[span], self.widths) for span in spans(self.n_rows)]
-                )
-                ends = np.cumsum(self.widths)
-                self._parts = [slice(int(end - width), int(end)) for end, width in zip(ends, self.widths, strict=True)]
         else:
             spectrum = examples.spectrum(taps)
             self._vectors, self._values = spectrum.vectors, spectrum.values
@@ -66,48 +59,37 @@ class Inputs:
             if spectrum.coordinates is not None:
                 self.coordinates = (spectrum.coordinates / np.sqrt(examples.weights)[:, None]).astype(np.float32)
             else:
-                directions, mean = self._vectors.astype(np.float32), self.mean.astype(np.float32)
+                directions = self._vectors.astype(np.float32)
                 self.coordinates = np.concatenate(
-                    [
-                        product(unit_rows(self.features[span], self.widths) - mean, directions)
-                        for span in spans(self.n_rows)
-                    ]
+                    [product(self._centred(span), directions) for span in spans(self.n_rows)]
                 )
 
     def _copied(self, folder: Path) -> NDArray[np.float32]:
         """Return the centred unit-length features, (N, D), in a file without a name."""
-        mean = self.mean.astype(np.float32)
         copy: NDArray[np.float32] = mapped((self.n_rows, self.width), torch.float32, folder).numpy()
         for span in spans(self.n_rows):
-            np.subtract(unit_rows(self.features[span], self.widths), mean, out=copy[span])
+            copy[span] = self._centred(span)
         return copy
 
-    def block(self, span: slice) -> NDArray[np.float32]:
-        """Return the features of a span of rows; one thread reads at a time."""
+    def _centred(self, span: slice) -> NDArray[np.float32]:
+        """Return some rows, (n, D), of unit length and centred; one thread reads at a time."""
         with self._reading:
-            return (self.features if self.coordinates is None else self.coordinates)[span]
+            block = self.features[span]
+        rows = unit_rows(block, self.widths)
+        rows -= self.mean.astype(np.float32)
+        return rows
 
-    def times(self, span: slice, block: NDArray[np.float32], weights: Floats) -> Floats:
-        """Return the centred features' product with weights (R, K): float64 (n, K)."""
-        single = weights.astype(np.float32)
-        if self.coordinates is not None:
-            return product(block, single).astype(np.float64)
-        scores = np.zeros((len(block), weights.shape[1])) - self.mean @ weights
-        for tap, part in enumerate(self._parts):
-            scores += self._inverse[span, tap, None] * product(block[:, part], single[part])
-        return scores
+    def block(self, span: slice) -> NDArray[np.float32]:
+        """Return the columns of a span of rows, float32 (n, R)."""
+        return self._centred(span) if self.coordinates is None else self.coordinates[span]
 
-    def transposed_times(self, span: slice, block: NDArray[np.float32], values: Floats) -> Floats:
-        """Return the product of the features, transposed and centred, with values (n, K): float64 (R, K)."""
-        single = values.astype(np.float32)
-        if self.coordinates is not None:
-            return product(single.T, block).T.astype(np.float64)
-        parts = [
-            product((self._inverse[span, tap, None] * single).T, block[:, part]) for tap, part in enumerate(self._parts)
-        ]
-        result = np.concatenate(parts, axis=1).T.astype(np.float64)
-        result -= np.outer(self.mean, values.sum(axis=0))
-        return result
+    def times(self, block: NDArray[np.float32], weights: Floats) -> Floats:
+        """Return a block's product with weights (R, K): float64 (n, K)."""
+        return product(block, weights.astype(np.float32)).astype(np.float64)
+
+    def transposed_times(self, block: NDArray[np.float32], values: Floats) -> Floats:
+        """Return the product of a block, transposed, with values (n, K): float64 (R, K)."""
+        return product(values.astype(np.float32).T, block).T.astype(np.float64)
 
     def scores(self, solution: Floats, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return float32 (n, K), the scores of some rows for a solution (R + 1, K)."""
@@ -116,7 +98,7 @@ class Inputs:
         for span in spans(self.n_rows):
             here = order[slice(*np.searchsorted(rows, (span.start, span.stop), sorter=order))]
             if len(here):
-                scores = self.times(span, self.block(span), solution[:-1]) + solution[-1]
+                scores = self.times(self.block(span), solution[:-1]) + solution[-1]
                 result[here] = scores[rows[here] - span.start]
         return result
 

@@ -34,7 +34,8 @@ class LogisticHead:
     strengths: ascending; by default half a decade apart, with more than 1,000 rows a whole one; each is warm-started by
     the one before. The path ends at the first strength that is no better than the one before by the held-out loss. All
     views of an image are held out together, in 10 folds up to 300 images, in 5 above; with more than 5,000 images one
-    held-out part chooses (see Examples). Of images with several views the first row, the clean view, is scored.
+    held-out part chooses (see Examples). Of images with several views the first row, the clean view, is scored. The
+    last solution ends where a step takes less than 3e-7 of the loss away, of more than 10,000 rows 3e-6.
 
     `fit` sets `head_` (a LinearHead), `strength_` (the chosen C), `nll_` (the summed held-out loss by C, of images
     whose class has another one) and `oof_`: float32 (N, C), for every row the score from a model that has seen no view

@@ -39,9 +39,10 @@ def checked(
         usable = assign_splits(usable, val=options.val, seed=options.seed, untrained=True)
         usable = with_sizes(usable, max_pixels=options.max_pixels)
         probe = replace(probe, rows=np.arange(len(usable)), failures=())
-        with squeezed(usable, job) as pictures:
-            findings, suspects = data_findings(usable, probe, pictures, job, own_splits)
-            more, others = input_findings(usable, pictures, job)
+        pictures = squeezed(usable, job)
+        findings, suspects = data_findings(usable, probe, pictures, job, own_splits)
+        more, others = input_findings(usable, pictures, job)
+        del pictures  # and their file
         findings += more
         suspects += others
         if model == "transfer":

@@ -22,7 +22,7 @@ from toolkit.data.scan import with_sizes
 from toolkit.data.split import assign_splits
 from toolkit.errors import DataError, SettingError
 from toolkit.features.prefix import prefix_dtype
-from toolkit.features.request import MOST_ON_THE_WAY, Request
+from toolkit.features.request import MOST_POOLED, Request
 from toolkit.features.store import FeatureStore
 from toolkit.features.stored import Stored
 from toolkit.hardware import resolve_device
@@ -91,7 +91,7 @@ class Job:
     def all_taps(self) -> Request:
         """A Request for pooled features of view 0 at every stage, the last 12 of more, which a plan is made from."""
         n = len(self.backbone)
-        return replace(self.request, taps=tuple(sorted({*self.taps, *range(max(0, n - MOST_ON_THE_WAY), n)})))
+        return replace(self.request, taps=tuple(sorted({*self.taps, *range(max(0, n - MOST_POOLED), n)})))
 
     def fetch(self, request: Request, manifest: Manifest, rows: NDArray[np.int64] | None = None) -> Stored:
         """Return what is stored of some rows, all by default, computing what is missing."""

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +16,7 @@ from toolkit.checks.candidates import HASH_PX
 from toolkit.data.decode import UnreadableImage, read_image
 from toolkit.data.manifest import Manifest
 from toolkit.data.turns import by_turns
+from toolkit.features.mapped import mapped
 from toolkit.progress import counting
 from toolkit.tasks.job import Job, worker_count
 
@@ -53,9 +51,8 @@ class Pictures:
         return grey
 
 
-@contextmanager
-def squeezed(manifest: Manifest, job: Job) -> Iterator[Pictures]:
-    """Yield the Pictures of a Manifest; their file goes with the block. What cannot be read any more is left black."""
+def squeezed(manifest: Manifest, job: Job) -> Pictures:
+    """Return the Pictures of a Manifest, whose file goes with them. What cannot be read any more is left black."""
     n, max_pixels = len(manifest), job.options.max_pixels
 
     def squeeze(row: int) -> tuple[int, NDArray[np.uint8] | None]:
@@ -67,14 +64,11 @@ def squeezed(manifest: Manifest, job: Job) -> Iterator[Pictures]:
         return row, np.asarray(small).transpose(2, 0, 1)
 
     spans = [range(start, min(start + READ_AT_ONCE, n)) for start in range(0, n, READ_AT_ONCE)]
-    with tempfile.TemporaryFile(dir=job.store.folder) as file:
-        with suppress(AttributeError):  # not on every system; a file that only promises its bytes would end the process
-            os.posix_fallocate(file.fileno(), 0, n * 3 * SIDE_PX**2)
-        values = np.memmap(file, np.uint8, "r+", shape=(n, 3, SIDE_PX, SIDE_PX))
-        with counting("looking at pictures", n) as counter:
-            for batch in by_turns(squeeze, spans, list, max(1, worker_count(job.options, n))):
-                for row, small in batch:
-                    if small is not None:
-                        values[row] = small
-                counter.advance(len(batch))
-        yield Pictures(values)
+    values: NDArray[np.uint8] = mapped((n, 3, SIDE_PX, SIDE_PX), torch.uint8, job.store.folder).numpy()
+    with counting("looking at pictures", n) as counter:
+        for batch in by_turns(squeeze, spans, list, max(1, worker_count(job.options, n))):
+            for row, small in batch:
+                if small is not None:
+                    values[row] = small
+            counter.advance(len(batch))
+    return Pictures(values)
