@@ -192,13 +192,13 @@ def test_a_damaged_shard_that_another_process_has_mended_stays(cache, manifest, 
     path = shards(cache)[0]
     content = path.read_bytes()
     flip(path, 0)
-    alone = store._Place.alone
+    alone = store.Place.alone
 
     def mended_meanwhile(self):
         path.write_bytes(content)
         return alone(self)
 
-    monkeypatch.setattr(store._Place, "alone", mended_meanwhile)
+    monkeypatch.setattr(store.Place, "alone", mended_meanwhile)
     fetch(cache, request_, manifest)
     assert path.read_bytes() == content and "damaged" not in capsys.readouterr().err
 

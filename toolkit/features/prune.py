@@ -10,8 +10,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from toolkit.features import contents
+from toolkit.features.place import ABOUT, LOCK, MEASURED, USED
 from toolkit.features.shard import SUFFIX
-from toolkit.features.store import ABOUT, LOCK, MEASURED, USED
 from toolkit.storage import TEMPORARY_PREFIX, as_size, read_json
 
 DAY_S = 86_400.0

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from toolkit.allocator import hand_back_freed_memory
@@ -20,24 +18,16 @@ from toolkit.data.manifest import Manifest
 from toolkit.errors import ArtifactError
 from toolkit.features.contents import Contents
 from toolkit.features.index import Column, Index, keys_of
-from toolkit.features.passes import NoRoomError, cache_error, compute, group_bounds
+from toolkit.features.passes import NoRoomError, compute, group_bounds
+from toolkit.features.place import LOCK, MEASURED, Place
 from toolkit.features.request import PIXELS, SIZE, SOURCE, Request, key_of
 from toolkit.features.stored import Stored
-from toolkit.progress import say
-from toolkit.storage import TEMPORARY_PREFIX, as_size, publish_json, read_json
+from toolkit.storage import as_size, publish_json, read_json
 
-ABOUT, LOCK, USED, MEASURED = "about.json", "lock", "used", "measured"
 MAKE_ROOM = "make room (toolkit cache --limit 0 empties the cache), choose another --cache_dir, or take --cache false"
 SPARE_BYTES = 1 << 20  # for headers, names and the file system's own
 Plain = dict[str, Any]  # values for JSON
 MAX_ROUNDS = 10  # of computing what is missing; more than two are needed only where files change all the time
-
-# cache_dir/
-#   contents/ROOT.safetensors       digests of files by path and look
-#   models/KEY/about.json           what the numbers depend on; `used`: touched at every use; `lock`
-#   models/KEY/clean/SHARD          view 0
-#   models/KEY/RECIPE/SHARD         the other views of one recipe and seed
-#   models/KEY/measured/KEY.json    what was measured of some images by the backbone
 
 
 class FeatureStore:
@@ -109,7 +99,7 @@ class FeatureStore:
         backbone, number format, device and libraries. It is kept beside the stored numbers of the same backbone; where
         there are none, or nothing can be kept, it is measured anew.
         """
-        place = _Place(self.folder, request)
+        place = Place(self.folder, request)
         file = place.folder / MEASURED / f"{key_of(what)}.json"
         with suppress(OSError, ValueError, RecursionError):
             known = read_json(file)
@@ -132,60 +122,6 @@ class FeatureStore:
         return max(0, shutil.disk_usage(there).free - SPARE_BYTES)
 
 
-class _Place:
-    """The folders of one backbone's numbers: those of clean views and those of one recipe's other views."""
-
-    def __init__(self, cache: Path, request: Request) -> None:
-        self.about = request.about()
-        self.folder = cache / "models" / key_of(self.about)
-        self.clean, self.others = self.folder / "clean", self.folder / key_of(request.view_recipe())
-
-    def folder_of(self, view: int) -> Path:
-        """Return where the shards of a view number go."""
-        return self.others if view else self.clean
-
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Hold the lock of a backbone's numbers; the system gives it back when its holder dies, however it dies."""
-        lock = FileLock(self.folder / LOCK)
-        with self.in_words():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            try:
-                lock.acquire(timeout=1)
-            except Timeout:
-                say("another process is computing the same features; waiting for it")
-                lock.acquire()
-        try:
-            with self.in_words():
-                for pattern in (f"{TEMPORARY_PREFIX}*", f"*/{TEMPORARY_PREFIX}*"):
-                    for stray in self.folder.glob(pattern):  # what a killed process left unfinished
-                        stray.unlink(missing_ok=True)
-                if not self._says_what_it_is():
-                    publish_json(self.folder / ABOUT, self.about)
-            yield
-        finally:
-            lock.release()
-
-    def mark_used(self) -> None:
-        """Note that the numbers were used now, for whoever makes the cache smaller."""
-        with suppress(OSError):  # it may be another user's, or not exist at all
-            (self.folder / USED).touch()
-
-    @contextmanager
-    def in_words(self) -> Iterator[None]:
-        """Turn an error of the cache's file system into one line."""
-        try:
-            yield
-        except OSError as error:
-            raise cache_error(self.folder, error) from error
-
-    def _says_what_it_is(self) -> bool:
-        try:
-            return bool(read_json(self.folder / ABOUT) == json.loads(json.dumps(self.about)))
-        except (OSError, ValueError):
-            return False
-
-
 class _Search:
     """What is known in the course of one fetch of N images, V views each.
 
@@ -199,7 +135,7 @@ class _Search:
         self.rows = np.arange(len(manifest)) if rows is None else rows
         self.paths = [manifest.paths[row] for row in self.rows.tolist()]
         self.contents = Contents(store.folder / "contents", manifest.root)
-        self.place = _Place(store.folder, request)
+        self.place = Place(store.folder, request)
         self.index = Index([self.place.clean, self.place.others][: 1 if request.views == 1 else 2])
         self.digests = np.zeros((len(self.rows), 16), np.uint8)
         self.places: dict[str, NDArray[np.int32]] = {}

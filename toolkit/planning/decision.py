@@ -17,10 +17,10 @@ from toolkit.planning.evidence import Evidence
 # Share of the head's errors that a strategy takes away: constant, per doubling of the training images beyond 100, per
 # unit of dissimilarity (1 − similarity). Least squares over scripts/bench/results/plan_regret.jsonl (64 and 96 px, 200
 # steps at most), by scripts/bench/regret --fit; what they predict of a data set that was left out is in
-# scripts/bench/results. `full` by all of its seeds, which also fits the long trainings of scripts/bench/finetune: of 700,
-# 1,002 and 7,000 garments it took away 11, 15 and 22 % of the errors, and 14, 15 and 21 % are expected. The others by the
-# first seed: by all three they are 0.029, 0, 0 and 0.035, 0, 0, but at 224 px `partial` takes away 13 % of the errors of
-# 490 photographs and 6 % of those of 238 stamps, of which these expect 7 and 6 % and those 4.
+# scripts/bench/results. `full` by all seeds, which goes with the long trainings of scripts/bench/finetune too: of 700,
+# 1,002 and 7,000 garments it took away 11, 15 and 22 % of the errors, and 14, 15 and 21 % are expected. The others by
+# the first seed: by all three they are 0.029, 0, 0 and 0.035, 0, 0, but at 224 px `partial` takes away 13 % of the
+# errors of 490 photographs and 6 % of those of 238 stamps, of which these expect 7 and 6 % and those 4.
 COEFFICIENTS: dict[str, tuple[float, float, float]] = {
     "late": (0.025, 0.008, 0.0),
     "partial": (0.042, 0.013, 0.0),

@@ -150,6 +150,7 @@ def _request(options: Options) -> tuple[Request, tuple[int, ...]]:
     images. A network by name stays open for the next call that wants it.
     """
     from toolkit.backbones.taps import check_taps, default_taps
+    from toolkit.tasks.features import with_usual_taps
 
     if isinstance(options.backbone, str):
         keys = ("backbone", "weights", "image_size", "device", "precision")
@@ -158,9 +159,9 @@ def _request(options: Options) -> tuple[Request, tuple[int, ...]]:
         opened = _open(replace(options, taps=None))  # the user's modules may have changed since
     taps = check_taps(options.taps, len(opened.request.backbone))
     if taps not in opened.by_taps:
-        usual = set(default_taps(opened.request.backbone))
-        wanted = usual | set(taps) if usual & set(taps) else taps
-        opened.by_taps[taps] = replace(opened.request, taps=tuple(sorted(wanted)))
+        request = replace(opened.request, taps=taps)
+        usual = set(taps) & set(default_taps(request.backbone))
+        opened.by_taps[taps] = with_usual_taps(request) if usual else request
     return opened.by_taps[taps], taps
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -84,6 +85,8 @@ def _extract(data: str, options: Options, out: str | None) -> FeatureTable:
     n_views = options.views or 1
     manifest = some_left(_scan_any(data, options.max_pixels))
     request, asked = request_of(options)
+    if n_views == 1 and asked[-1] == len(request.backbone) - 1:  # the whole network runs: the other taps cost nothing
+        request = with_usual_taps(request)
     with open_store(options.cache, options.cache_dir) as store:
         workers = worker_count(options, len(manifest))
         stored = store.fetch(request, manifest, workers=workers, max_pixels=options.max_pixels)
@@ -117,6 +120,13 @@ def request_of(options: Options) -> tuple[Request, tuple[int, ...]]:
         device=device,
     )
     return request, request.taps
+
+
+def with_usual_taps(request: Request) -> Request:
+    """Return the Request with the taps among which `finetune` chooses besides, which then finds them stored."""
+    from toolkit.backbones.taps import default_taps
+
+    return replace(request, taps=tuple(sorted({*request.taps, *default_taps(request.backbone)})))
 
 
 def _scan_any(data: str, max_pixels: int) -> Manifest:
