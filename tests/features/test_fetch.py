@@ -6,7 +6,6 @@ import os
 import shutil
 import threading
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +14,6 @@ import torch
 from tests.features.small import assert_same, everything, fetch, live, photos
 from tests.photos import photo
 from tests.training.tiny import WIDTHS, tiny_backbone
-from toolkit.data.manifest import Manifest
 from toolkit.data.scan import scan
 from toolkit.errors import ArtifactError, WeightsError
 from toolkit.features import contents, passes, store
@@ -24,16 +22,6 @@ from toolkit.features.index import Index
 from toolkit.features.prefix import CHUNK
 from toolkit.features.request import Request
 from toolkit.features.store import FeatureStore
-
-
-@pytest.fixture
-def manifest(tmp_path) -> Manifest:
-    return photos(tmp_path / "photos", 12)
-
-
-@pytest.fixture
-def cache(tmp_path) -> Path:
-    return tmp_path / "cache"
 
 
 def request(**settings) -> Request:

@@ -3,27 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 
-from tests.features.small import assert_same, everything, fetch, live, photos
+from tests.features.small import assert_same, everything, fetch, live
 from tests.training.tiny import tiny_backbone
 from toolkit.backbones.catalog import as_backbone
-from toolkit.data.manifest import Manifest
 from toolkit.features import store
 from toolkit.features.request import Request
-
-
-@pytest.fixture
-def manifest(tmp_path) -> Manifest:
-    return photos(tmp_path / "photos", 12)
-
-
-@pytest.fixture
-def cache(tmp_path) -> Path:
-    return tmp_path / "cache"
 
 
 def test_stages_that_a_pass_goes_by_are_stored_as_well(cache, manifest, monkeypatch):
