@@ -14,6 +14,9 @@ from PIL import Image
 pytestmark = pytest.mark.slow
 
 
+ABOUT = {"cores": 2, "cpu": "Some(R) CPU", "torch": "2.0", "date": "2000-01-01"}
+
+
 def report(bench: Path, **results: list[dict[str, Any]]) -> str:
     for name, rows in results.items():
         text = "".join(json.dumps(row) + "\n" for row in rows)
@@ -28,16 +31,15 @@ def row_of(page: str, *words: str) -> list[str]:
 
 
 def test_ratios_are_taken_within_a_round(bench: Path) -> None:
-    about = {"cores": 2, "cpu": "some", "torch": "2.0", "date": "2000-01-01"}
     rows = []
     for number, (own, other) in enumerate([(1.0, 10.0), (10.0, 20.0), (2.0, 8.0)]):  # ratios 10, 2, 4
         for name, seconds in (("toolkit, first run", own), ("a peer", other)):
             row = {"data": "cats", "n_train": 3, "n_val": 2, "seed": 0, "round": number, "contestant": name}
-            rows.append({**row, "process_s": seconds, "train_s": seconds / 2, "accuracy": 0.5, "about": about})
+            rows.append({**row, "process_s": seconds, "train_s": seconds / 2, "accuracy": 0.5, "about": ABOUT})
     page = report(bench, frozen=rows)
-    assert row_of(page, "a peer")[1:] == ["a peer", "10.0", "5.0", "0.500", "4.00 ×", "3"]
-    assert row_of(page, "toolkit, first run")[2:] == ["2.0", "1.0", "0.500", "1.00 ×", "3"]
-    assert "2 cores of some, torch 2.0, 2000-01-01" in page
+    assert row_of(page, "a peer")[2:] == ["a peer", "10.0", "5.0", "0.500", "4.00 ×", "3"]
+    assert row_of(page, "toolkit, first run")[3:] == ["2.0", "1.0", "0.500", "1.00 ×", "3"]
+    assert "2 cores of Some(R) CPU, torch 2.0, 2000-01-01" in page
     assert (bench / "results/README.md").read_text().strip() == page.strip()
     with Image.open(bench / "results/speed.png") as picture:
         assert min(picture.size) > 200
@@ -60,15 +62,34 @@ def test_samplers_are_held_against_each_other_seed_by_seed(bench: Path) -> None:
     assert row_of(page, "default settings")[8] == "0.7500"
 
 
+def test_machines_are_kept_apart(bench: Path) -> None:
+    growth = [
+        {"images": 1000, "views": 1, "size": 32, "round": 0, "process_s": seconds, "extract_s": 1.0, "fit_s": 0.0}
+        | {"own_MB": 10.0, "with_children_MB": 10.0, "about": {**ABOUT, "cpu": cpu}}
+        for cpu, seconds in (("slow", 8.0), ("quick", 2.0))
+    ]
+    page = report(bench, growth=growth)
+    assert row_of(page, "| slow |")[3] == "8.0"
+    assert row_of(page, "| quick |")[3] == "2.0"
+    common = "import common; import sys; sys.exit(not common.is_there('growth', {'images': 1000}, on_this_cpu=%s))"
+    told = [
+        subprocess.run([sys.executable, "-c", common % here], cwd=bench, check=False).returncode
+        for here in (False, True)
+    ]
+    assert told == [0, 1]  # there is one, but none of this machine
+
+
 def test_other_tables_are_made_of_medians(bench: Path) -> None:
     tail = {"data": "cats", "epochs": "1", "views": None, "mixing": None, "n_train": 3, "n_val": 2}
-    partial = [{**tail, "round": n, "cached": [n, n, 0.5], "live": [3 * n, 6 * n, 0.5]} for n in (1, 2, 3)]
+    partial = [
+        {**tail, "round": n, "cached": [n, n, 0.5], "live": [3 * n, 6 * n, 0.5], "about": ABOUT} for n in (1, 2, 3)
+    ]
     growth = [
         {"images": 1000, "views": 2, "size": 32, "round": n, "process_s": n, "extract_s": n, "fit_s": 0.0}
         for n in (4, 6)
     ]
-    growth = [{**row, "own_MB": 10.0, "with_children_MB": 12.0} for row in growth]
+    growth = [{**row, "own_MB": 10.0, "with_children_MB": 12.0, "about": ABOUT} for row in growth]
     page = report(bench, partial=partial, growth=growth)
-    assert row_of(page, "cats", "live")[2:] == ["6.0", "12.0", "0.500", "3.00 ×", "6.00 ×", "3"]
-    assert row_of(page, "| 1000 |") == ["1000", "2", "5.0", "2.50", "10", "12", "2"]
+    assert row_of(page, "cats", "live")[3:] == ["6.0", "12.0", "0.500", "3.00 ×", "6.00 ×", "3"]
+    assert row_of(page, "| 1000 |") == ["Some", "1000", "2", "5.0", "2.50", "10", "12", "2"]
     assert not (bench / "results/speed.png").exists()

@@ -9,6 +9,7 @@ from toolkit.cli import VERBS
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+MEASURED = ROOT / "scripts/bench/results"
 
 
 def test_every_command_in_it_has_verbs_and_flags_that_exist() -> None:
@@ -45,3 +46,20 @@ def test_the_thresholds_it_states_are_the_policy_s() -> None:
     assert decision.LEAST_GAIN == 0.005 and "the least work within half a point of the best" in text
     assert f"of more than {probes.PROBED_AT_MOST:,} images a stratified sample" in text
     assert f"the activations of {similarity.SAMPLE} of your images" in text and similarity.SPREAD == 10
+
+
+def test_what_it_links_to_is_there_and_has_the_heading() -> None:
+    pages = [ROOT / "README.md", *MEASURED.glob("*.md")]
+    links = [(page, target) for page in pages for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text("utf-8"))]
+    assert len(links) > 20
+    for page, target in links:
+        name, _, anchor = target.partition("#")
+        there = page.parent / name if name else page
+        assert there.exists(), (page, target)
+        assert not anchor or anchor in _anchors(there), (page, target)
+
+
+def _anchors(page: Path) -> set[str]:
+    """Return the anchors that GitHub makes of a page's headings."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text("utf-8"), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}

@@ -37,9 +37,10 @@ def results(name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def is_there(name: str, where: dict[str, Any]) -> bool:
-    """Return whether a result with these values is there already."""
-    return any(all(result.get(key) == value for key, value in where.items()) for result in results(name))
+def is_there(name: str, where: dict[str, Any], *, on_this_cpu: bool = False) -> bool:
+    """Return whether a result with these values is there already; of seconds, one of this kind of machine."""
+    found = (one for one in results(name) if all(one.get(key) == value for key, value in where.items()))
+    return any(not on_this_cpu or one["about"]["cpu"] == about()["cpu"] for one in found)
 
 
 def add(name: str, result: dict[str, Any]) -> None:

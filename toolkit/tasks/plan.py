@@ -65,7 +65,7 @@ def plan_transfer(
     Args:
         data: the photos: DIR/CLASS/…, DIR/train/CLASS/… with val, or a CSV of path,label[,split]
         strategy: what trains: head, partial (last stages), full, scratch (random weights); auto decides by the data
-        backbone: a pretrained network's name (see `toolkit backbones`), or auto: the best of those that are here
+        backbone: a pretrained network's name (see `toolkit backbones`), or auto: the best of those on this machine
         image_size: side of the square input in pixels; the weights' own by default
         epochs: passes over the training images; by the number of images by default
         seed: of the split, the views and the order; one seed, one result
@@ -75,12 +75,12 @@ def plan_transfer(
         taps: stages whose pooled outputs the head sees, such as 5,6,7; by default of the last four (auto: or of all)
         head: ridge, logistic, knn, or auto (default), which holds them against each other on the training images
         folds: score the head by repeated cross-validation with so many folds as well (strategy head)
-        lr: rate of the head, or auto: by a range test; partial gives the top stage 1/10, others 1/100, full the same
-        layer_decay: instead, each stage learns at this factor of the rate of the part above it; 1 is one rate for all
+        lr: rate of the head, or auto: by short trainings; partial gives the top stage 1/10, others 1/100, full the same
+        layer_decay: instead of these, each stage learns at this factor of the rate of the part above it; 1: all alike
         weight_decay: of weights; biases and norms are never decayed
         decay_towards: zero (default), or start: the weights that training begins with (L2-SP)
         optimizer: adamw (default) or sgd (momentum 0.9, Nesterov)
-        augment: standard (crop, flip, colour), light (crop, flip), crop, none, trivial, rand (-Augment); by image sizes
+        augment: standard (crop, flip, colour), light (crop, flip), crop, none, trivial, rand; default: by image sizes
         views: distinct views of an image, the clean one first; epochs go through them in turn
         batch_size: images a step; 32 by default
         accumulate: batches whose gradients are added before a step; 1 by default
