@@ -51,29 +51,35 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
 
 _float32_lock = threading.Lock()
 _float32_users = 0
-_float32_before: bool | None = None
+_float32_before: tuple[bool | None, str | None] = None, None  # of convolutions on a GPU, of products of matrices
 
 
 @contextmanager
 def true_float32() -> Iterator[None]:
-    """Have a GPU convolve float32 in float32, also as a decorator; may be nested, and used by several threads.
+    """Have float32 computed in float32, also as a decorator; may be nested, and used by several threads.
 
     By itself cuDNN takes TF32, which keeps 10 bits of a factor's 23: EfficientNet-Lite0's features then differ from a
-    CPU's by 2e-3 (relative; H200, scripts/gpu_check). The setting is the process's: it ends with the last of those that
-    asked for it. A program that has told torch by its newer switches, one by one, has chosen already and is left alone.
+    CPU's by 2e-3 (relative; H200, scripts/gpu_check). And after `torch.set_float32_matmul_precision("medium")`, which
+    Lightning advises, products of matrices are not float32's either, on a CPU as well: what is stored would depend on
+    it. The settings are the process's: they end with the last of those that asked for it. A program that has told torch
+    by its newer switches, one by one, has chosen already and is left alone.
     """
     global _float32_users, _float32_before
     with _float32_lock:
         if _float32_users == 0:
-            _float32_before = _allow_tf32(False)
+            _float32_before = _allow_tf32(False), _multiply_in("highest")
         _float32_users += 1
     try:
         yield
     finally:
         with _float32_lock:
             _float32_users -= 1
-            if _float32_users == 0 and _float32_before is not None:
-                _allow_tf32(_float32_before)
+            if _float32_users == 0:
+                tf32, precision = _float32_before
+                if tf32 is not None:
+                    _allow_tf32(tf32)
+                if precision is not None:
+                    _multiply_in(precision)
 
 
 def _allow_tf32(allowed: bool) -> bool | None:
@@ -83,4 +89,17 @@ def _allow_tf32(allowed: bool) -> bool | None:
     except RuntimeError:  # the switches of its operators differ
         return None
     torch.backends.cudnn.allow_tf32 = allowed
+    return before
+
+
+def _multiply_in(precision: str) -> str | None:
+    """Set how exactly matrices of float32 are multiplied and return what it was; None, and nothing is set, where that
+    is so already or torch's newer switches say it."""
+    try:
+        before = torch.get_float32_matmul_precision()
+    except RuntimeError:  # the switches of its backends differ
+        return None
+    if before == precision:
+        return None
+    torch.set_float32_matmul_precision(precision)
     return before

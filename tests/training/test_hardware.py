@@ -102,6 +102,23 @@ def test_true_float32_ends_as_it_began():
         torch.backends.cudnn.allow_tf32 = True
 
 
+def test_true_float32_multiplies_matrices_in_float32_whatever_the_program_has_chosen():
+    generator = torch.Generator().manual_seed(0)
+    left, right = (torch.randn(64, 512, generator=generator), torch.randn(512, 64, generator=generator))
+    exact = left @ right
+    assert torch.get_float32_matmul_precision() == "highest", "torch's own default"
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with true_float32():
+            assert torch.get_float32_matmul_precision() == "highest"
+            with true_float32():
+                assert torch.equal(left @ right, exact)
+            assert torch.equal(left @ right, exact)
+        assert torch.get_float32_matmul_precision() == "medium", "what the program had chosen comes back"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
 def test_true_float32_of_several_threads_ends_with_the_last():
     first, second, seen = threading.Event(), threading.Event(), []
 
