@@ -202,20 +202,22 @@ DDP = """
     folder = Path(sys.argv[1])
     data = folder_data(folder / "photos", batch_size=8, val=0.1)
     module = TransferModule(tiny_backbone(), 3, cut=2, recipe=Recipe(lr=0.1, batchnorm="moving"))
-    trainer = bare_trainer(folder, strategy="ddp", devices=2, callbacks=[Keep()])
+    settings = {"accumulate_grad_batches": int(sys.argv[2])}
+    trainer = bare_trainer(folder, strategy="ddp", devices=2, callbacks=[Keep()], **settings)
     trainer.fit(module, data)
 """
 
 
 @pytest.mark.slow
-def test_two_processes_keep_the_prefix_and_agree_on_the_tail(tmp_path):
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_two_processes_keep_the_prefix_and_agree_on_the_tail(tmp_path, accumulate):
     data = folder_data(tmp_path / "photos", {"cat": 39, "dog": 38, "owl": 38}, val=0.1)
     rows = data.manifest.rows(0)
     script = tmp_path / "train.py"
     script.write_text(textwrap.dedent(DDP))
     root = Path(__file__).parents[2]
     done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path)],
+        [sys.executable, str(script), str(tmp_path), str(accumulate)],
         env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

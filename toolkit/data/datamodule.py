@@ -8,6 +8,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.trainer.states import TrainerFn
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -64,7 +65,13 @@ class ManifestData(LightningDataModule):
         return {"position": position, "fingerprint": self.manifest.fingerprint()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from `state_dict`'s position; ArtifactError where the data are not those of the checkpoint."""
+        """Go on from `state_dict`'s position; ArtifactError where the data are not those of the checkpoint.
+
+        A Trainer that validates, tests or predicts from a checkpoint restores this too: then there is nothing to go on
+        with, and the data may be others.
+        """
+        if self.trainer is not None and self.trainer.state.fn not in (None, TrainerFn.FITTING):
+            return
         if state_dict["fingerprint"] != self.manifest.fingerprint():
             raise ArtifactError(OTHER_DATA.format(self.manifest.root))
         self._position = state_dict["position"]

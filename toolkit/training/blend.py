@@ -55,7 +55,7 @@ def blend(inputs: Tensor | Activations, layout: Layout, *, mixup: float, cutmix:
     return Blend(Activations(at_cut, pooled), partners, kept)
 
 
-def taken(inputs: Tensor | Activations, part: slice) -> Tensor | Activations:
+def taken(inputs: Tensor | Activations, part: slice | Tensor) -> Tensor | Activations:
     """Return some of a batch's images, or of the Activations of them."""
     if isinstance(inputs, Tensor):
         return inputs[part]

@@ -142,19 +142,22 @@ class TransferModule(LightningModule):
 
         A batch of one image is normalised by running statistics: it has no variance of its own.
         """
-        inputs, labels = batch
+        inputs, labels = batch[:2]
         if len(labels) == 0:  # every file of the batch failed; all ranks must still meet in backward
             nothing = torch.stack([p.sum() for p in self.network.parameters() if p.requires_grad]).sum() * 0
             return {"loss": nothing, "loss_sum": nothing.detach(), "hits": nothing.detach(), "size": nothing.detach()}
         if self._average is not None:
             self._average.learn()
         whole = self._blended(inputs, labels)
-        loss, hits = self._steps.forward(
-            len(labels),
-            lambda part: self._learn(whole, labels, part),
-            self._add_gradients,
-            begins=batch_idx % self._accumulated() == 0,
-        )
+        if self._trainer is not None and self._trainer.world_size > 1:  # ranks must go backward alike, and DDP averages
+            loss, hits = self._learn(whole, labels, slice(None))  # what has been added up: nothing is set aside
+        else:
+            loss, hits = self._steps.forward(
+                len(labels),
+                lambda part: self._learn(whole, labels, part),
+                self._add_gradients,
+                begins=batch_idx % self._accumulated() == 0,
+            )
         size = torch.tensor(float(len(labels)))
         values = {"train_loss": loss.detach(), "train_accuracy": hits / size}
         self.log_dict(values, on_step=False, on_epoch=True, batch_size=len(labels), sync_dist=True)
@@ -274,7 +277,10 @@ class TransferModule(LightningModule):
                     torch._foreach_lerp_(group["params"], starts, min(1.0, group["lr"] * self.recipe.weight_decay))
 
     def _evaluate(self, split: str, batch: Labelled) -> None:
-        inputs, labels = batch
+        inputs, labels = batch[:2]
+        known = labels >= 0
+        if not known.all():  # a flat test folder has no labels to score by
+            inputs, labels = taken(inputs, known), labels[known]
         if len(labels):
             scores = self.network(inputs)
             accuracy = self.accuracies[f"{split}_accuracy"]

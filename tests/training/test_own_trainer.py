@@ -1,0 +1,59 @@
+"""The parts under a Trainer of the user's own, in the ways that Lightning's users use one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.photos import make_photos
+from tests.training.tiny import SMALL, bare_trainer, folder_data, tiny_backbone
+from toolkit.data.datamodule import ImageFolderData
+from toolkit.errors import ArtifactError
+from toolkit.plan import Recipe
+from toolkit.training.module import TransferModule
+
+
+def module() -> TransferModule:
+    return TransferModule(tiny_backbone(), 3, cut=2, recipe=Recipe(lr=0.05))
+
+
+def test_loaders_may_be_given_without_their_data_module(tmp_path: Path) -> None:
+    data = folder_data(tmp_path / "photos")
+    data.setup("fit")
+    trainer = bare_trainer(tmp_path, max_epochs=1)
+    trainer.fit(module(), data.train_dataloader(), data.val_dataloader())
+    assert trainer.callback_metrics["val_loss"].isfinite()
+
+
+def test_a_test_folder_without_labels_is_gone_through_and_not_scored(tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    for split in ("train", "val"):
+        make_photos(photos / split, {"cat": 5, "dog": 5, "owl": 5})
+    make_photos(photos, {"test": 6})
+    data = ImageFolderData(photos, SMALL, batch_size=4)
+    (tested,) = bare_trainer(tmp_path).test(module(), data, verbose=False)
+    assert tested == {}
+
+
+def test_a_checkpoint_may_be_judged_on_other_images_but_not_gone_on_with(tmp_path: Path) -> None:
+    data, other = folder_data(tmp_path / "one"), folder_data(tmp_path / "other", {"cat": 7, "dog": 6, "owl": 5})
+    trainer = bare_trainer(tmp_path, max_epochs=1)
+    trainer.fit(module(), data)
+    trainer.save_checkpoint(tmp_path / "end.ckpt")
+    judge = bare_trainer(tmp_path)
+    (found,) = judge.validate(module(), other, ckpt_path=tmp_path / "end.ckpt", verbose=False, weights_only=True)
+    assert found["val_loss"] > 0
+    with pytest.raises(ArtifactError, match="not those of the checkpoint"):
+        bare_trainer(tmp_path).fit(module(), other, ckpt_path=tmp_path / "end.ckpt", weights_only=True)
+
+
+def test_a_checkpoint_that_was_judged_leaves_the_next_fit_all_its_batches(tmp_path: Path) -> None:
+    data = folder_data(tmp_path / "photos")
+    trainer = bare_trainer(tmp_path, max_epochs=1)
+    trainer.fit(module(), data)
+    trainer.save_checkpoint(tmp_path / "end.ckpt")
+    bare_trainer(tmp_path).validate(module(), data, ckpt_path=tmp_path / "end.ckpt", verbose=False, weights_only=True)
+    again = bare_trainer(tmp_path, max_epochs=2)
+    again.fit(module(), data)
+    assert again.global_step == 2 * trainer.global_step
