@@ -338,6 +338,60 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
     assert process.wait(timeout=120) == 141 and error == ""
 
 
+@pytest.mark.parametrize(
+    "words", [["--version"], ["--help"], ["cache", "--cache_dir", "{}"]], ids=lambda words: words[0]
+)
+def test_what_cannot_be_written_to_stdout_is_told_in_one_line(words: list[str], tmp_path: Path) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full here")
+    words = [word.format(tmp_path) for word in words]
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-m", "toolkit", *words], stdout=full, stderr=-1, env=environment)
+    assert done.returncode == 1
+    assert done.stderr.decode().splitlines() == ["error: [Errno 28] No space left on device"]
+
+
+def test_closed_streams_harm_nothing(tmp_path: Path) -> None:
+    script = (
+        "import os, sys; os.close(int(sys.argv[1])); "
+        "os.execv(sys.executable, [sys.executable, '-m', 'toolkit', *sys.argv[2:]])"
+    )
+    for stream in (1, 2):
+        command = [sys.executable, "-c", script, str(stream), "cache", "--json", "--cache_dir", str(tmp_path / "none")]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert stream == 1 or json.loads(done.stdout)["bytes"] == 0
+
+
+def test_a_flag_is_written_out(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("strategy: scratch\n")
+    assert main(["finetune", "photos", "--conf", str(file), "--out", "run"]) == 2
+    assert "--conf" in capsys.readouterr().err
+    assert main(["finetune", "photos", "--config", str(file), f"--config={file}"]) == 2
+    assert "--config is given twice" in capsys.readouterr().err
+
+
+def test_a_switch_takes_a_value_too(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("overwrite: true\n")
+    for words, expected in (
+        (["--overwrite"], True),
+        (["--overwrite=false"], False),
+        (["--overwrite", "true"], True),
+        (["--config", str(file), "--overwrite", "false"], False),
+        (["--config", str(file)], True),
+    ):
+        assert parsed("finetune", "photos", *words)["overwrite"] is expected
+
+
+def test_on_is_a_key_like_any_other(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("data: photos\nmodel: linear\non: hog\n")
+    assert parsed("baseline", "--config", str(file))["on"] == "hog"
+
+
 def test_after_two_dashes_words_are_file_names_as_they_stand(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["predict", "no-model", "--", "--a-b.png"]) == 1
     assert "--a-b.png does not exist" in capsys.readouterr().err

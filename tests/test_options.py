@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from torch import nn
 
@@ -205,6 +206,13 @@ def test_options_import_no_torch() -> None:
         "typing",
         "toolkit",
     }
+
+
+def test_lists_and_strings_of_numpy_and_a_device_become_python_s() -> None:
+    given: Any = {"taps": list(np.arange(5, 8)), "strategy": np.str_("head"), "device": torch.device("cpu")}
+    options = Options(**given)
+    assert options.taps == [5, 6, 7] and {type(tap) for tap in options.taps} == {int}
+    assert type(options.strategy) is str and options.device == "cpu"
 
 
 def test_numbers_of_numpy_become_python_s() -> None:

@@ -86,23 +86,20 @@ VERBS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code: 0, 1 (can be mended), 2 (not understood), 130/143 (signals)."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever began us: what is said is lost, and nothing else goes there
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):  # a terminal that cannot show × or an umlaut gets escapes
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
-    if not words or words[0] in ("-h", "--help", "help"):
-        print(OVERVIEW, end="")
-        return 0 if words else 2
-    if words[0] in ("-V", "--version"):
-        import importlib.metadata
-
-        print(importlib.metadata.version("transfer-toolkit"))
-        return 0
     before = signal.signal(signal.SIGTERM, _on_sigterm)
     try:
-        return _run(words[0], words[1:])
+        code = _run(words)
+        sys.stdout.flush()  # here, where it can still be told that nobody gets it
+        return code
     except NotUnderstoodError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -118,18 +115,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
     except BrokenPipeError:  # the reader of our output has gone, as `| head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 128 + signal.SIGPIPE
     except (OSError, MemoryError, RuntimeError) as error:
         if debug or not _can_be_mended(error):
             raise
         print(f"error: {_told(error)}", file=sys.stderr)
+        try:
+            sys.stdout.flush()
+        except OSError:  # a full disk: the interpreter would try once more at its end, and say so in its own words
+            _drop_output()
         return 1
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
-def _run(name: str, words: list[str]) -> int:
+def _drop_output() -> None:
+    """Let what is still to be written to stdout go nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _run(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(OVERVIEW, end="")
+        return 0 if arguments else 2
+    if arguments[0] in ("-V", "--version"):
+        import importlib.metadata
+
+        print(importlib.metadata.version("transfer-toolkit"))
+        return 0
+    name, words = arguments[0], arguments[1:]
     if name not in VERBS:
         raise NotUnderstoodError(unknown_name("verb", name, VERBS))
     verb = VERBS[name]

@@ -91,6 +91,7 @@ def _parser(
         formatter_class=HelpFormatter,
         exit_on_error=False,
         default_env=False,
+        allow_abbrev=False,  # --conf would get past what is asked of --config here, and be ignored
     )
     described, parameters = _described(function), inspect.signature(function).parameters
     first, more = parser.add_argument_group("options that matter"), parser.add_argument_group("more options")
@@ -103,7 +104,7 @@ def _parser(
         group = first if key in verb.main else more
         default = parameters[key].default
         if hints[key] is bool and not default:
-            group.add_argument(f"--{key}", action="store_true", help=described.get(key))
+            group.add_argument(f"--{key}", type=bool, nargs="?", const=True, default=False, help=described.get(key))
         elif _is_list(hints[key], of=str):
             group.add_argument(
                 f"--{key}", type=str, nargs="+", default=default, help=described.get(key), metavar=key.upper()
@@ -129,6 +130,8 @@ def _without_config(words: list[str]) -> tuple[list[str], str | None]:
         if word.partition("=")[0] != "--config":
             rest.append(word)
             continue
+        if file is not None:
+            raise NotUnderstoodError("--config is given twice; one YAML file expected")
         file = word.partition("=")[2] or next(pending, "")
         if not file:
             raise NotUnderstoodError("--config: a YAML file expected after it")
@@ -151,6 +154,7 @@ def _from_yaml(file: str, hints: dict[str, Any]) -> dict[str, Any]:
         return {}
     if not isinstance(content, dict):
         raise SettingError(f"{file}: a table of keys and values expected, found a {type(content).__name__}")
+    content = {"on" if key is True else key: value for key, value in content.items()}  # YAML 1.1 takes `on` for true
     values = {str(key).replace("-", "_"): value for key, value in content.items()}
     for key, value in values.items():
         if key not in hints:

@@ -13,8 +13,9 @@ from toolkit.errors import SettingError, unknown_name
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
 
-def resolve_device(name: str) -> torch.device:
+def resolve_device(name: str | torch.device) -> torch.device:
     """Return the device for "auto" (CUDA, then Apple's MPS, then CPU) or for a name that torch knows."""
+    name = str(name)
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda", torch.cuda.current_device())

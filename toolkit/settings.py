@@ -45,15 +45,13 @@ def check_settings(
     """Raise SettingError, one line, for a value of a frozen dataclass that is unknown or out of range.
 
     known: names that a key may have. ranges: of numbers; words: what may stand in a number's place. A value may be None
-    where that is its default. Numbers of NumPy and others become Python's, in place.
+    where that is its default. Numbers and strings of NumPy and others become Python's, in place, and a torch.device
+    its name.
     """
     for key, value in vars(options).items():
-        if isinstance(value, bool):
-            continue
-        if isinstance(value, numbers.Integral):
-            object.__setattr__(options, key, int(value))
-        elif isinstance(value, numbers.Real):
-            object.__setattr__(options, key, float(value))
+        plain = str(value) if key == "device" and value is not None else _plain(value)
+        if plain is not value:
+            object.__setattr__(options, key, plain)
     values = {k: v for k, v in vars(options).items() if not (v is None and getattr(type(options), k) is None)}
     for key in known:
         if key in values and values[key] not in known[key]:
@@ -76,6 +74,19 @@ def check_settings(
             raise SettingError(f"{key}: a path expected, got {values[key]!r}")
     if not options.cache and options.cache_dir is not None:
         raise SettingError("cache_dir is not used where cache is false; remove it")
+
+
+def _plain(value: Any) -> Any:
+    """Return a number or string as Python's own, also in a list; anything else as it is."""
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, numbers.Real):
+        return float(value)
+    if isinstance(value, str):
+        return str(value)
+    return [_plain(one) for one in value] if isinstance(value, list) else value
 
 
 def _check_list(key: str, value: Any) -> None:

@@ -44,7 +44,9 @@ def test_overwriting_removes_what_a_run_writes_and_nothing_else(tmp_path: Path) 
     assert folder.config() == config(2)
 
 
-def test_the_proof_of_being_finished_goes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_proof_of_being_finished_goes_first_and_that_of_being_a_run_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = RunFolder.create(tmp_path / "run", config(1), overwrite=False)
     folder.write("metrics.json", {})
     removed: list[str] = []
@@ -54,6 +56,7 @@ def test_the_proof_of_being_finished_goes_first(tmp_path: Path, monkeypatch: pyt
     )
     RunFolder.create(folder.path, config(2), overwrite=True)
     assert removed[0] == "metrics.json"
+    assert [name for name in removed if name in FILES or name.startswith("model.")][-1] == "config.yaml"
 
 
 def test_checking_writes_nothing(tmp_path: Path) -> None:

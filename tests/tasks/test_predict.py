@@ -15,7 +15,7 @@ from tests.photos import make_photos, photo
 from tests.tasks.conftest import Runs
 from tests.tasks.small import run
 from toolkit.cli import main
-from toolkit.errors import DataError
+from toolkit.errors import DataError, SettingError
 from toolkit.tasks.predict import image_files, predict
 
 
@@ -148,3 +148,16 @@ def test_decoding_is_that_of_the_training(photos: Path, runs: Runs, tmp_path: Pa
     image.save(tmp_path / "upright.png")
     turned, upright = records(runs("head").path, tmp_path / "turned.png", tmp_path / "upright.png")
     assert {**turned, "path": ""} == {**upright, "path": ""}
+
+
+def test_a_path_a_device_and_a_single_model_are_taken_as_they_come_in_python(photos: Path, runs: Runs) -> None:
+    import torch
+
+    model, image = runs("head").path, photos / "cat/000.jpg"
+    (expected,) = records(model, image)
+    taken: Any = {"model": model, "paths": image, "ensemble": model, "device": torch.device("cpu")}
+    (record,) = predict(**taken, workers=0)
+    assert record == {**expected, "spread": 0.0}
+    wrong: Any = "2"
+    with pytest.raises(SettingError, match="workers: 0 to 1024 processes expected, got '2'"):
+        predict(str(model), [str(image)], workers=wrong)

@@ -176,13 +176,15 @@ class RunFolder:
     def _remove_run(self) -> None:
         """Remove the files that a run writes, and nothing else."""
         for name in (*_metrics_first(FILES), *(f"{MODEL}/{name}" for name in (DESCRIPTION, WEIGHTS))):
-            (self.path / name).unlink(missing_ok=True)
+            if name != CONFIG:
+                (self.path / name).unlink(missing_ok=True)
         self.drop_checkpoints()
         for events in (self.path / TENSORBOARD).glob("*/events.out.tfevents.*"):
             events.unlink()
         for folder in (*(self.path / TENSORBOARD).glob("*/"), self.path / TENSORBOARD, self.path / MODEL):
             with contextlib.suppress(OSError):  # somebody's own file is in it
                 folder.rmdir()
+        (self.path / CONFIG).unlink(missing_ok=True)  # last: it is what tells that the others were a run's
 
 
 def _metrics_first(names: Iterable[str]) -> list[str]:

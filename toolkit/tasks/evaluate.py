@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from toolkit.errors import DataError, SettingError, unknown_name
 from toolkit.storage import publish_bytes, publish_text
-from toolkit.tasks.predict import check_workers
+from toolkit.tasks.predict import check_workers, others
 
 if TYPE_CHECKING:
     import torch
@@ -109,7 +109,7 @@ def evaluate(
     from toolkit.tasks.own_split import split_as_trained
 
     where = resolve_device(device)
-    names = [model, *(ensemble or [])]
+    names = [model, *others(ensemble)]
     trained = load_ensemble(names, passes=mc, mirrored=mirror)
     if is_idx(data):
         manifest, images = read_idx(data, classes=trained.classes)

@@ -48,14 +48,23 @@ def predict(
 
         where = resolve_device(device)
         count = default_workers(len(files)) if workers is None else workers
-        models = load_ensemble([model, *(ensemble or [])], passes=mc, mirrored=mirror)
+        models = load_ensemble([model, *others(ensemble)], passes=mc, mirrored=mirror)
         ready = take(models.members[0].preprocessing.decoding, models.max_pixels)
     return predict_paths(models, list(files), refused=refused, device=where, workers=count, ready=ready)
 
 
+def others(ensemble: Sequence[str] | str | None) -> list[str]:
+    """Return the further models of an ensemble; a single one may come without a list, as a path of images may."""
+    return [os.fspath(ensemble)] if isinstance(ensemble, (str, os.PathLike)) else list(ensemble or [])
+
+
 def check_workers(workers: int | None) -> None:
     """Raise SettingError for a number of processes that cannot be."""
-    if workers is not None and not 0 <= workers <= 1024:
+    try:
+        fine = workers is None or 0 <= workers <= 1024
+    except TypeError:  # no number at all
+        fine = False
+    if not fine:
         raise SettingError(f"workers: 0 to 1024 processes expected, got {workers!r}")
 
 
