@@ -21,7 +21,7 @@ import toolkit
 from tests.photos import make_photos
 from toolkit import flags
 from toolkit.cli import OVERVIEW, VERBS, main
-from toolkit.errors import Interrupted
+from toolkit.errors import Interrupted, SettingError
 from toolkit.options import Options
 
 HEAVY = ("torch", "torchvision", "lightning", "numpy", "PIL", "timm", "sklearn", "torchmetrics", "safetensors", "rich")
@@ -380,10 +380,31 @@ def test_a_switch_takes_a_value_too(tmp_path: Path) -> None:
         (["--overwrite"], True),
         (["--overwrite=false"], False),
         (["--overwrite", "true"], True),
+        (["--overwrite", "--seed", "1"], True),
+        (["--overwrite", "False"], False),
         (["--config", str(file), "--overwrite", "false"], False),
         (["--config", str(file)], True),
     ):
         assert parsed("finetune", "photos", *words)["overwrite"] is expected
+    assert parsed("predict", "--mirror", "model", "a.jpg")["paths"] == ["a.jpg"]
+
+
+def test_a_config_of_a_run_can_be_planned(tmp_path: Path) -> None:
+    for file in sorted(Path("configs").glob("*.yaml")):
+        assert "pictures" not in parsed("plan", "photos", "--config", str(file))
+    file = tmp_path / "config.yaml"
+    file.write_text("data: photos\nout: run\npictures: false\nstrategy: head\nepoch: 3\n")
+    with pytest.raises(SettingError, match="unknown key 'epoch'"):
+        parsed("plan", "--config", str(file))
+    file.write_text("data: photos\nout: run\npictures: false\nstrategy: head\n")
+    assert parsed("plan", "--config", str(file))["strategy"] == "head"
+
+
+def test_the_printed_command_has_switches_that_parse() -> None:
+    from toolkit.tasks.plan import command_of
+
+    command = shlex.split(command_of({"data": "photos", "track": True, "strategy": "partial"}))
+    assert parsed("finetune", *command[2:])["track"] is True
 
 
 def test_on_is_a_key_like_any_other(tmp_path: Path) -> None:

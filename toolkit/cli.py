@@ -51,7 +51,13 @@ Verbs:
 
 VERBS = {
     "demo": Verb("toolkit.tasks.demo:demo"),
-    "plan": Verb("toolkit.tasks.plan:plan_transfer", ("data",), ("strategy", "backbone", "image_size"), as_json=True),
+    "plan": Verb(
+        "toolkit.tasks.plan:plan_transfer",
+        ("data",),
+        ("strategy", "backbone", "image_size"),
+        as_json=True,
+        others=("out", "resume", "overwrite", "pictures"),  # of finetune: its files are planned as they are
+    ),
     "check": Verb(
         "toolkit.tasks.check:check",
         ("data",),

@@ -15,6 +15,7 @@ from toolkit.errors import SettingError, unknown_name
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
+_SWITCHED = ("true", "false", "yes", "no")
 _NO_NUMBERS = {"nan": ".nan", "inf": ".inf", "-inf": "-.inf"}  # as YAML spells them
 # Return types name classes whose modules import torch; as annotations of flags they are never looked at.
 _RESULTS = ("BaselineRun", "CacheReport", "CheckReport", "NotesReport", "Run", "SearchReport", "TransferPlan")
@@ -26,13 +27,15 @@ class Verb:
     """How a verb is reached from the command line.
 
     target: "module:function". positionals: parameters without a dash; the last one takes several values if it is a
-    list. main: options shown first. as_json: whether there is a flag --json.
+    list. main: options shown first. as_json: whether there is a flag --json. others: keys of a YAML file that are for
+    another verb, whose file this one reads as well; they are left out.
     """
 
     target: str
     positionals: tuple[str, ...] = ()
     main: tuple[str, ...] = ()
     as_json: bool = False
+    others: tuple[str, ...] = ()
 
     def function(self) -> Callable[..., Any]:
         """Import the function; its module imports no torch."""
@@ -55,7 +58,7 @@ def parse(name: str, verb: Verb, function: Callable[..., Any], words: list[str])
     hints, parameters = get_type_hints(function, localns=_NO_TORCH), inspect.signature(function).parameters
     words, file = _without_config(_spelled_as_keys(words, parameters, hints))
     _refuse_repeated(words, [key for key in parameters if _is_list(hints[key], of=str)])
-    values = {} if file is None else _from_yaml(file, {key: hints[key] for key in parameters})
+    values = {} if file is None else _from_yaml(file, {key: hints[key] for key in parameters}, verb.others)
     parser = _parser(name, verb, function, hints, values)
     try:
         if file is not None:  # the parser takes null for anything, and any value for a flag without one
@@ -104,7 +107,7 @@ def _parser(
         group = first if key in verb.main else more
         default = parameters[key].default
         if hints[key] is bool and not default:
-            group.add_argument(f"--{key}", type=bool, nargs="?", const=True, default=False, help=described.get(key))
+            group.add_argument(f"--{key}", type=bool, nargs="?", default=False, help=described.get(key))
         elif _is_list(hints[key], of=str):
             group.add_argument(
                 f"--{key}", type=str, nargs="+", default=default, help=described.get(key), metavar=key.upper()
@@ -138,8 +141,8 @@ def _without_config(words: list[str]) -> tuple[list[str], str | None]:
     return rest, file
 
 
-def _from_yaml(file: str, hints: dict[str, Any]) -> dict[str, Any]:
-    """Return the keys and values of a YAML file; SettingError unless it is a table of known keys."""
+def _from_yaml(file: str, hints: dict[str, Any], others: Iterable[str]) -> dict[str, Any]:
+    """Return the keys and values of a YAML file, without others; SettingError unless it is a table of known keys."""
     import yaml
 
     try:
@@ -156,6 +159,7 @@ def _from_yaml(file: str, hints: dict[str, Any]) -> dict[str, Any]:
         raise SettingError(f"{file}: a table of keys and values expected, found a {type(content).__name__}")
     content = {"on" if key is True else key: value for key, value in content.items()}  # YAML 1.1 takes `on` for true
     values = {str(key).replace("-", "_"): value for key, value in content.items()}
+    values = {key: value for key, value in values.items() if key not in others}
     for key, value in values.items():
         if key not in hints:
             raise SettingError(f"{file}: {unknown_name('key', key, hints)}")
@@ -167,7 +171,7 @@ def _from_yaml(file: str, hints: dict[str, Any]) -> dict[str, Any]:
 
 
 def _spelled_as_keys(words: list[str], parameters: Iterable[str], hints: dict[str, Any]) -> list[str]:
-    """Accept --cache-dir for --cache_dir, and 5,6,7 for a list of numbers."""
+    """Accept --cache-dir for --cache_dir, 5,6,7 for a list of numbers, and a switch without a value."""
     spelled: list[str] = []
     for position, word in enumerate(words):
         if word == "--":  # what follows are file names, whatever they look like
@@ -178,6 +182,8 @@ def _spelled_as_keys(words: list[str], parameters: Iterable[str], hints: dict[st
             word = flag + equals + value
             if equals:
                 word = f"{flag}={_spelled_value(value, hints.get(flag[2:]))}"
+            elif hints.get(flag[2:]) is bool and "".join(words[position + 1 : position + 2]).lower() not in _SWITCHED:
+                word = f"{flag}=true"  # what comes next is no value of it
         elif spelled and spelled[-1].startswith("--"):
             word = _spelled_value(word, hints.get(spelled[-1][2:]))
         spelled.append(word)

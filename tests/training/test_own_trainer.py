@@ -5,6 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
+from lightning.pytorch import Callback
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
 
 from tests.photos import make_photos
 from tests.training.tiny import SMALL, bare_trainer, folder_data, tiny_backbone
@@ -57,3 +61,50 @@ def test_a_checkpoint_that_was_judged_leaves_the_next_fit_all_its_batches(tmp_pa
     again = bare_trainer(tmp_path, max_epochs=2)
     again.fit(module(), data)
     assert again.global_step == 2 * trainer.global_step
+
+
+class Endless(IterableDataset[tuple[Tensor, Tensor]]):
+    """Six images whose number nobody is told."""
+
+    def __iter__(self):
+        for number in range(6):
+            yield torch.full((3, 32, 32), 40 * number, dtype=torch.uint8), torch.tensor(number % 3)
+
+
+class Rates(Callback):
+    """Notes the head's rate of every step."""
+
+    def __init__(self) -> None:
+        self.seen: list[float] = []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        self.seen.append(max(group["lr"] for group in trainer.optimizers[0].param_groups))
+
+
+@pytest.mark.parametrize("settings", [{"max_epochs": 3}, {"max_epochs": -1, "max_time": {"seconds": 1}}], ids=str)
+def test_rates_stay_where_nobody_knows_how_many_steps_there_will_be(tmp_path: Path, settings) -> None:
+    rates = Rates()
+    trainer = bare_trainer(tmp_path, callbacks=[rates], **settings)
+    data = folder_data(tmp_path / "photos")
+    data.setup("fit")
+    loader = data.train_dataloader() if "max_time" in settings else DataLoader(Endless(), batch_size=2)
+    trainer.fit(module(), loader)
+    assert len(rates.seen) >= 9 and set(rates.seen) == {0.05}
+
+
+def test_stages_begin_by_epochs_though_the_steps_are_cut_short(tmp_path: Path) -> None:
+    began: dict[int, int] = {}
+
+    class Begins(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+            for group in trainer.optimizers[0].param_groups:
+                if group["lr"] > 0:
+                    began.setdefault(group["depth"], trainer.global_step)
+
+    data = folder_data(tmp_path / "photos")
+    recipe = Recipe(lr=0.05, unfreeze=1, warmup=0.0)
+    learner = TransferModule(tiny_backbone(), 3, cut=2, recipe=recipe)
+    trainer = bare_trainer(tmp_path, max_epochs=10, max_steps=16, callbacks=[Begins()])
+    trainer.fit(learner, data)
+    steps = trainer.num_training_batches
+    assert began == {0: 0, 1: steps, 2: 2 * steps}

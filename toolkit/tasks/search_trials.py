@@ -87,7 +87,7 @@ def _of_baseline(
     def deal(seed: int) -> Objective:
         return BaselineTrials.of(examples, options, n_folds, seed)
 
-    ours = {"model": options.model, **_lasting(given)}
+    ours = {"model": options.model, **_lasting(given, options)}
     defaults = {part: options.value(part) for part in ("lr", "l2", "hidden", "dropout", "activation", "init")}
     defaults["batchnorm"] = options.batchnorm
     what = f"{options.model} on {options.on}"
@@ -148,7 +148,7 @@ def _transfer(
     defaults: Mapping[str, Any],
 ) -> Trials:
     options = job.options
-    ours = {"strategy": options.strategy, **_lasting(given)}
+    ours = {"strategy": options.strategy, **_lasting(given, options)}
     what = f"{options.strategy} on {job.backbone.name}"
     return Trials("finetune", what, manifest, space, deal, deal(options.seed), ours, defaults, options.seed)
 
@@ -158,5 +158,7 @@ def _fixed(options: BaselineOptions, given: Mapping[str, Any]) -> set[str]:
     return {*given, *(("batchnorm",) if options.activation == "maxout" else ())}
 
 
-def _lasting(given: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: list(v) if isinstance(v, tuple) else v for key, v in given.items() if key not in MACHINE}
+def _lasting(given: Mapping[str, Any], options: Options | BaselineOptions) -> dict[str, Any]:
+    """Return the given keys as a YAML file has them: plain values, files by their absolute paths."""
+    plain = options.to_dict()
+    return {key: plain.get(key, value) for key, value in given.items() if key not in MACHINE}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -239,17 +240,21 @@ class TransferModule(LightningModule):
         return torch.optim.AdamW(groups, lr=recipe.lr, fused=True if fused and self.device.type == "cpu" else None)
 
     def configure_optimizers(self) -> Any:
-        """Return the optimizer over all groups and the warm-up-and-cosine schedule by steps."""
+        """Return the optimizer over all groups and the warm-up-and-cosine schedule by steps; where nobody knows how
+        many there will be (data without a length, an end by the clock), rates stay as they are."""
         recipe = self.recipe
         # Lightning clips no gradients of a fused optimizer in mixed precision
         optimizer = self.make_optimizer(fused=self.trainer.precision == "32-true")
         groups = optimizer.param_groups
-        total, epochs = int(self.trainer.estimated_stepping_batches), self.trainer.max_epochs or 0
-        if epochs < 1 and recipe.unfreeze:
-            raise SettingError("unfreeze counts epochs: give the Trainer max_epochs")
-        an_epoch = total / epochs if epochs > 0 else float(total)
+        total = float(self.trainer.estimated_stepping_batches)
+        total = total if total >= 1 else math.inf  # data without a length
+        an_epoch = float(self.trainer.num_training_batches)
+        if math.isfinite(an_epoch):
+            an_epoch = math.ceil(an_epoch / self._accumulated())
+        elif recipe.unfreeze:
+            raise SettingError("unfreeze counts epochs: the data must have a length")
         if recipe.batchnorm == "moving":
-            self.network.set_momentum(round(an_epoch))
+            self.network.set_momentum(an_epoch)
         factors = rate_factors(recipe, [group["depth"] for group in groups], total, an_epoch)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -161,7 +161,7 @@ class TransferNetwork(nn.Module):
         scores: Tensor = self.head(self.features(inputs))
         return scores
 
-    def set_momentum(self, steps_an_epoch: int) -> None:
+    def set_momentum(self, steps_an_epoch: float) -> None:
         """Let the running statistics of the trained stages follow about an epoch: 2 / (steps + 1), 0.01 to 0.1."""
         for stage in self.stages[self.spec.cut :]:
             for module in stage.modules():
