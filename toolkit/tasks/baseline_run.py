@@ -68,15 +68,18 @@ def start_baseline(
     _check_machine(options)
     where = Path(out).expanduser().absolute()
     check_apart(data, where)
-    RunFolder(where).check_free(overwrite=overwrite)
+    folder = RunFolder(where)
+    folder.check_free(overwrite=overwrite)
     clock = Stopwatch()
     with clock.part("scan"):
         source = open_source(data, options)
     config = {"data": str(Path(data).expanduser().absolute()), "out": str(where), **options.to_dict()}
-    folder = RunFolder.create(where, config, overwrite=overwrite)
-    say(str(source.manifest))
-    with folder.held(), open_store(options.cache, options.cache_dir) as store:
-        return _go(folder, source, options, store, clock)
+    folder.check_free(overwrite=overwrite)  # again: the scan may have taken minutes
+    with open_store(options.cache, options.cache_dir) as store:
+        folder.begin(config)
+        say(str(source.manifest))
+        with folder.held():
+            return _go(folder, source, options, store, clock)
 
 
 def resume_baseline(path: str | os.PathLike[str]) -> BaselineRun:
