@@ -30,7 +30,7 @@ from toolkit.features.store import FeatureStore
 from toolkit.hardware import resolve_device
 from toolkit.plan import FreezeSpec
 from toolkit.progress import say
-from toolkit.tasks.apart import check_apart
+from toolkit.tasks.apart import check_apart, check_cache_apart
 from toolkit.tasks.baseline_inputs import Examples, Source, open_source, read_examples
 from toolkit.tasks.ending import diagnosis_of, file_lines, metrics_of, publish_results, score_lines
 from toolkit.tasks.job import Stopwatch
@@ -68,6 +68,7 @@ def start_baseline(
     _check_machine(options)
     where = Path(out).expanduser().absolute()
     check_apart(data, where)
+    check_cache_apart(data, options.cache_dir)
     folder = RunFolder(where)
     folder.check_free(overwrite=overwrite)
     clock = Stopwatch()

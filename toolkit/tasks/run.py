@@ -18,7 +18,7 @@ from toolkit.options import AUTO_BACKBONE, CUSTOM, Options
 from toolkit.plan import TransferPlan
 from toolkit.progress import say
 from toolkit.scores import Scores
-from toolkit.tasks.apart import check_apart
+from toolkit.tasks.apart import check_apart, check_cache_apart
 from toolkit.tasks.choose_backbone import DEFAULT, open_job
 from toolkit.tasks.ending import diagnosis_of, file_lines, metrics_of, publish_results, score_lines
 from toolkit.tasks.folds import cross_validate, in_words
@@ -67,6 +67,7 @@ def start_run(data: str | os.PathLike[str] | Manifest, out: str, options: Option
     where = Path(out).expanduser().absolute()
     if not isinstance(data, Manifest):
         check_apart(data, where)
+        check_cache_apart(data, options.cache_dir)
     folder = RunFolder(where)
     folder.check_free(overwrite=overwrite)
     clock = Stopwatch()
