@@ -19,8 +19,16 @@ def config(seed: int) -> dict[str, object]:
     return {"data": "photos", "out": "run", "strategy": "auto", "seed": seed}
 
 
+def created(path: Path, config: dict[str, object], *, overwrite: bool) -> RunFolder:
+    """Return a folder in which a run has begun."""
+    folder = RunFolder(path)
+    folder.check_free(overwrite=overwrite)
+    folder.begin(config)
+    return folder
+
+
 def test_a_new_folder_holds_its_config_alone(tmp_path: Path) -> None:
-    folder = RunFolder.create(tmp_path / "a/b", {"seed": 3, "data": "Größe"}, overwrite=False)
+    folder = created(tmp_path / "a/b", {"seed": 3, "data": "Größe"}, overwrite=False)
     assert [file.name for file in folder.path.iterdir()] == ["config.yaml"]
     assert folder.config() == {"seed": 3, "data": "Größe"}
     assert "Größe" in (folder.path / "config.yaml").read_text(encoding="utf-8")
@@ -31,15 +39,15 @@ def test_a_new_folder_holds_its_config_alone(tmp_path: Path) -> None:
 
 def test_an_empty_folder_will_do_and_so_will_one_where_a_kill_left_a_temporary_file(tmp_path: Path) -> None:
     (tmp_path / f"{TEMPORARY_PREFIX}1234-config.yaml").write_text("half")
-    assert RunFolder.create(tmp_path, config(1), overwrite=False).config() == config(1)
+    assert created(tmp_path, config(1), overwrite=False).config() == config(1)
 
 
 def test_overwriting_removes_what_a_run_writes_and_nothing_else(tmp_path: Path) -> None:
-    folder = RunFolder.create(tmp_path / "run", config(1), overwrite=False)
+    folder = created(tmp_path / "run", config(1), overwrite=False)
     for name in (*FILES[1:], "mine.txt", "model/model.json", "model/model.safetensors", "checkpoints/last.ckpt"):
         (folder.path / name).parent.mkdir(exist_ok=True)
         (folder.path / name).write_text("old")
-    RunFolder.create(folder.path, config(2), overwrite=True)
+    created(folder.path, config(2), overwrite=True)
     assert sorted(file.name for file in folder.path.iterdir()) == ["config.yaml", "mine.txt"]
     assert folder.config() == config(2)
 
@@ -47,14 +55,14 @@ def test_overwriting_removes_what_a_run_writes_and_nothing_else(tmp_path: Path) 
 def test_the_proof_of_being_finished_goes_first_and_that_of_being_a_run_last(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = RunFolder.create(tmp_path / "run", config(1), overwrite=False)
+    folder = created(tmp_path / "run", config(1), overwrite=False)
     folder.write("metrics.json", {})
     removed: list[str] = []
     unlink = Path.unlink
     monkeypatch.setattr(
         Path, "unlink", lambda self, missing_ok=False: (removed.append(self.name), unlink(self, missing_ok))
     )
-    RunFolder.create(folder.path, config(2), overwrite=True)
+    created(folder.path, config(2), overwrite=True)
     assert removed[0] == "metrics.json"
     assert [name for name in removed if name in FILES or name.startswith("model.")][-1] == "config.yaml"
 
@@ -68,7 +76,7 @@ def test_checking_writes_nothing(tmp_path: Path) -> None:
 
 
 def test_damaged_files_are_named(tmp_path: Path) -> None:
-    folder = RunFolder.create(tmp_path, config(1), overwrite=False)
+    folder = created(tmp_path, config(1), overwrite=False)
     with pytest.raises(ArtifactError, match=r"plan.json cannot be read \(FileNotFoundError\)"):
         folder.read("plan.json")
     (tmp_path / "plan.json").write_text("{")
@@ -82,16 +90,16 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
 
 
 def test_a_run_that_is_worked_on_is_neither_resumed_nor_overwritten(tmp_path: Path) -> None:
-    folder = RunFolder.create(tmp_path / "run", config(0), overwrite=False)
+    folder = created(tmp_path / "run", config(0), overwrite=False)
     with folder.held():
         with pytest.raises(ArtifactError, match="another process is working"), RunFolder.open(folder.path).held():
             raise AssertionError("held twice")
         with pytest.raises(ArtifactError, match="another process is working"):
-            RunFolder.create(folder.path, config(1), overwrite=True)
+            created(folder.path, config(1), overwrite=True)
     assert folder.config() == config(0)
     with RunFolder.open(folder.path).held():  # free again
         pass
-    assert RunFolder.create(folder.path, config(1), overwrite=True).config() == config(1)
+    assert created(folder.path, config(1), overwrite=True).config() == config(1)
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -100,21 +108,21 @@ def test_a_config_of_another_program_is_no_run(tmp_path: Path, overwrite: bool) 
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints/epoch99.pt").write_text("precious")
     with pytest.raises(ArtifactError, match=r"config\.yaml that no run wrote"):
-        RunFolder.create(tmp_path, config(1), overwrite=overwrite)
+        created(tmp_path, config(1), overwrite=overwrite)
     assert (tmp_path / "config.yaml").read_text() == "lr: 1\n"
     assert (tmp_path / "checkpoints/epoch99.pt").read_text() == "precious"
 
 
 def test_a_config_that_cannot_be_written_costs_no_run(tmp_path: Path) -> None:
-    folder = RunFolder.create(tmp_path / "run", config(1), overwrite=False)
+    folder = created(tmp_path / "run", config(1), overwrite=False)
     folder.write("metrics.json", {})
     with pytest.raises(yaml.YAMLError):
-        RunFolder.create(folder.path, {**config(2), "lr": object()}, overwrite=True)
+        created(folder.path, {**config(2), "lr": object()}, overwrite=True)
     assert folder.finished and folder.config() == config(1)
 
 
 def test_only_our_own_checkpoints_are_dropped(tmp_path: Path) -> None:
-    folder = RunFolder.create(tmp_path / "run", config(1), overwrite=False)
+    folder = created(tmp_path / "run", config(1), overwrite=False)
     folder.checkpoints.mkdir()
     for name in (LAST, BEST, f"{TEMPORARY_PREFIX}12-{LAST}", "mine.pt"):
         (folder.checkpoints / name).write_text("x")

@@ -226,7 +226,7 @@ def test_the_cache_is_shown_and_made_smaller(photos: Path, tmp_path: Path) -> No
     assert cache(limit="0", cache_dir=kept["cache_dir"]).to_dict()["bytes"] == 0
     again = run(photos, tmp_path / "three", **kept)
     assert again.metrics["val"]["n"] == 6
-    for limit in ("many", "-1", "5XB"):
+    for limit in ("many", "-1", "5XB", "9" * 400, 10**400, "9" * 300 + "TB"):
         with pytest.raises(SettingError, match="limit: a size such as 5GB"):
             cache(limit=limit, cache_dir=kept["cache_dir"])
     assert str(cache(cache_dir=str(tmp_path / "none"))).startswith("  nothing")

@@ -6,6 +6,7 @@ import csv
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,8 +18,8 @@ from toolkit.errors import ArtifactError, DataError, SettingError
 from toolkit.tasks.evaluate import Evaluation, evaluate
 
 
-def score(model: Path, data: Path, **more: str) -> Evaluation:
-    return evaluate(str(model), str(data), device="cpu", workers=0, **more)  # type: ignore[arg-type]
+def score(model: Path, data: Path, **more: Any) -> Evaluation:
+    return evaluate(str(model), str(data), device="cpu", workers=0, **more)
 
 
 @pytest.mark.parametrize("strategy", ["head", "partial"])
@@ -87,12 +88,45 @@ def test_images_that_came_since_are_scored_and_not_taken_for_training(
     assert score(result.path, data).scores.n == result.metrics["val"]["n"]
 
 
-def test_tables_of_another_evaluation_do_not_stay(runs: Runs, photos: Path, tmp_path: Path) -> None:
-    out = str(tmp_path / "scores")
-    score(runs("head").path, photos, robustness=True, out=out)  # type: ignore[arg-type]
-    assert (tmp_path / "scores/robustness.csv").exists()
-    score(runs("head").path, photos, out=out)
-    assert not list((tmp_path / "scores").glob("robustness*"))
+def test_a_table_that_is_there_is_replaced_only_if_asked(
+    runs: Runs, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "scores"
+    out.mkdir()
+    for name in ("predictions.csv", "confusion.csv", "per_class.csv", "mistakes.csv"):
+        (out / name).write_text("mine")
+        with pytest.raises(ArtifactError, match=f"{name} is there already; .* or replace it by --overwrite"):
+            score(runs("head").path, photos, out=str(out))
+        assert [(file.name, file.read_text()) for file in out.iterdir()] == [(name, "mine")]
+        (out / name).unlink()
+    (out / "predictions.csv").write_text("mine")
+    capsys.readouterr()
+    words = [str(runs("head").path), str(photos), "--out", str(out), "--workers", "0"]
+    assert main(["evaluate", *words, "--overwrite"]) == 0
+    assert len(table(out / "predictions.csv")) == 6 and "note: not of" not in capsys.readouterr().err
+    (out / "mistakes.csv").unlink()
+    (out / "mistakes.csv").mkdir()
+    with pytest.raises(ArtifactError, match=r"mistakes\.csv: cannot be written"):
+        score(runs("head").path, photos, out=str(out), overwrite=True)
+    with pytest.raises(SettingError, match="overwrite is not used where nothing is written"):
+        score(runs("head").path, photos, overwrite=True)
+
+
+def test_what_is_not_written_now_is_left_as_it_is_and_named(
+    runs: Runs, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "figures"
+    out.mkdir()
+    (out / "robustness.png").write_bytes(b"mine")
+    score(runs("head").path, photos, out=str(out))
+    assert f"note: not of this evaluation, and left as it is in {out}: robustness.png\n" in capsys.readouterr().err
+    for name in ("predictions.csv", "confusion.csv", "per_class.csv", "mistakes.csv"):
+        (out / name).unlink()
+    with pytest.raises(ArtifactError, match=r"robustness\.png is there already; .* or replace it by --overwrite"):
+        score(runs("head").path, photos, robustness=True, out=str(out))
+    assert [file.read_bytes() for file in out.iterdir()] == [b"mine"]
+    score(runs("head").path, photos, robustness=True, overwrite=True, out=str(out))
+    assert (out / "robustness.png").read_bytes() != b"mine" and (out / "robustness.csv").exists()
 
 
 def table(file: Path) -> list[dict[str, str]]:

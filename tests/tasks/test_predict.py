@@ -18,6 +18,8 @@ from toolkit.cli import main
 from toolkit.errors import DataError, SettingError
 from toolkit.tasks.predict import image_files, predict
 
+LABELS = ("cat", "dog", "owl")
+
 
 def records(model: Path, *paths: object) -> list[dict[str, Any]]:
     return list(predict(str(model), [str(path) for path in paths], device="cpu", workers=0))
@@ -128,6 +130,29 @@ def test_paths_at_which_there_is_nothing(tmp_path: Path) -> None:
     ):
         with pytest.raises(DataError, match=wanted):
             image_files(paths)
+
+
+def test_the_home_folder_is_known_unless_something_has_the_very_name(
+    photos: Path, runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, here = tmp_path / "home", tmp_path / "here"
+    shutil.copytree(photos, home / "photos")
+    here.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("USERPROFILE", str(home))
+    monkeypatch.chdir(here)
+    cat = home / "photos/cat"
+    assert list(image_files(["~/photos/cat"])) == [str(cat / f"{number:03}.jpg") for number in range(10)]
+    assert list(image_files(["~/photos/*/000.jpg"])) == [str(home / f"photos/{name}/000.jpg") for name in LABELS]
+    assert image_files("~/photos/cat/000.jpg") == {str(cat / "000.jpg"): None}
+    (record,) = records(runs("head").path, "~/photos/cat/000.jpg")
+    assert record["label"] in LABELS
+    with pytest.raises(DataError, match="home/none does not exist"):
+        image_files("~/none")
+    shutil.copytree(photos / "owl", here / "~/photos/cat")
+    (here / "~/photos/cat/001.jpg").rename(here / "~/photos/cat/mine.jpg")
+    assert str(Path("~/photos/cat/mine.jpg")) in image_files(["~/photos/cat"])
+    assert list(image_files(["~/photos/*/mine.*"])) == ["~/photos/cat/mine.jpg"]
 
 
 def test_a_single_path_is_taken_for_a_list_of_one(photos: Path) -> None:

@@ -45,26 +45,25 @@ class RunFolder:
 
     path: Path
 
-    @classmethod
-    def create(cls, path: str | os.PathLike[str], config: dict[str, Any], *, overwrite: bool) -> RunFolder:
-        """Make the folder and write `config.yaml` into it.
+    def begin(self, config: dict[str, Any]) -> None:
+        """Make the folder, which check_free has found free, and write `config.yaml`; an older run's files are removed.
 
-        A run that is there already is refused unless `overwrite` is set, which removes that run's own files; a
-        folder that holds anything else is always refused. Raises ArtifactError.
+        The check is apart, so that what may yet be refused comes between: the cache, say, which may lie in this folder.
+        Raises ArtifactError.
         """
-        folder = cls(Path(path).expanduser().absolute())
-        folder.check_free(overwrite=overwrite)
         try:
             text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
-            folder._remove_run()
-            folder.path.mkdir(parents=True, exist_ok=True)
-            publish_text(folder.path / CONFIG, text)
+            self._remove_run()
+            self.path.mkdir(parents=True, exist_ok=True)
+            publish_text(self.path / CONFIG, text)
         except OSError as error:
-            raise folder._not_writable(error) from error
-        return folder
+            raise self._not_writable(error) from error
 
     def check_free(self, *, overwrite: bool) -> None:
-        """Raise ArtifactError if the folder cannot take a new run, or a process is still working on the one in it."""
+        """Raise ArtifactError if the folder cannot take a new run, or a process is still working on the one in it.
+
+        A run that is there already is refused unless `overwrite` is set; a folder that holds anything else always is.
+        """
         try:
             present = {entry.name for entry in self.path.iterdir()} if os.path.lexists(self.path) else set()
         except OSError as error:

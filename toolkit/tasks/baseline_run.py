@@ -30,7 +30,7 @@ from toolkit.features.store import FeatureStore
 from toolkit.hardware import resolve_device
 from toolkit.plan import FreezeSpec
 from toolkit.progress import say
-from toolkit.tasks.apart import check_apart
+from toolkit.tasks.apart import check_apart, check_cache_apart
 from toolkit.tasks.baseline_inputs import Examples, Source, open_source, read_examples
 from toolkit.tasks.ending import diagnosis_of, file_lines, metrics_of, publish_results, score_lines
 from toolkit.tasks.job import Stopwatch
@@ -68,15 +68,19 @@ def start_baseline(
     _check_machine(options)
     where = Path(out).expanduser().absolute()
     check_apart(data, where)
-    RunFolder(where).check_free(overwrite=overwrite)
+    check_cache_apart(data, options.cache_dir)
+    folder = RunFolder(where)
+    folder.check_free(overwrite=overwrite)
     clock = Stopwatch()
     with clock.part("scan"):
         source = open_source(data, options)
     config = {"data": str(Path(data).expanduser().absolute()), "out": str(where), **options.to_dict()}
-    folder = RunFolder.create(where, config, overwrite=overwrite)
-    say(str(source.manifest))
-    with folder.held(), open_store(options.cache, options.cache_dir) as store:
-        return _go(folder, source, options, store, clock)
+    folder.check_free(overwrite=overwrite)  # again: the scan may have taken minutes
+    with open_store(options.cache, options.cache_dir) as store:
+        folder.begin(config)
+        say(str(source.manifest))
+        with folder.held():
+            return _go(folder, source, options, store, clock)
 
 
 def resume_baseline(path: str | os.PathLike[str]) -> BaselineRun:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +79,7 @@ def cache(*, limit: str | None = None, cache_dir: str | None = None) -> CacheRep
 
 def _bytes(limit: str | int) -> int:
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)b?\s*", str(limit).lower())
-    if match is None:
+    size = math.inf if match is None else float(match[1]) * UNITS[match[2]]
+    if math.isinf(size):  # so many digits are not a size either
         raise SettingError(f"limit: a size such as 5GB, 500MB or 0 expected, got {limit!r}")
-    return int(float(match[1]) * UNITS[match[2]])
+    return int(size)

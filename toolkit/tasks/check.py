@@ -9,6 +9,7 @@ from toolkit.baselines.options import TRAINED
 from toolkit.errors import SettingError, unknown_name
 from toolkit.options import Options
 from toolkit.settings import COMMON_RANGES
+from toolkit.tasks.apart import check_cache_apart
 from toolkit.tasks.head_start import head_start
 
 if TYPE_CHECKING:
@@ -86,6 +87,7 @@ def check(
         cache=cache,
         cache_dir=cache_dir,
     )
+    check_cache_apart(data, cache_dir)
     with head_start(data, options):
         from toolkit.tasks.check_run import checked
 

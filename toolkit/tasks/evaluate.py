@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,6 +70,7 @@ def evaluate(
     *,
     split: str = "auto",
     out: str | None = None,
+    overwrite: bool = False,
     ensemble: list[str] | None = None,
     mc: int | None = None,
     mirror: bool = False,
@@ -87,6 +89,7 @@ def evaluate(
         data: labelled photos: DIR/CLASS/…, DIR/train/CLASS/…, a CSV, or IDX files; classes that the model knows
         split: auto, train, val, test, all
         out: a folder for predictions.csv, per_class.csv, confusion.csv and mistakes.csv (robustness.csv and .png)
+        overwrite: replace those of these files that are in the folder already
         ensemble: more models of the same classes; the probabilities of all are averaged
         mc: ask each model so many times with dropout, and average; the spread says how sure it is
         mirror: ask about each image and its mirror image, and average; not for what has a left and a right
@@ -98,6 +101,8 @@ def evaluate(
     if split not in SPLITS:
         raise unknown_name("split", split, SPLITS)
     check_workers(workers)
+    if overwrite and out is None:
+        raise SettingError("overwrite is not used where nothing is written; give out, or remove it")
     if not 0 <= seed < 2**32:
         raise SettingError(f"seed: 0 to 2**32 − 1 expected, got {seed!r}")
     from toolkit.artifacts.model_folder import load_ensemble
@@ -117,7 +122,7 @@ def evaluate(
         manifest, images = scan(data, max_pixels=trained.max_pixels, classes=trained.classes), None
     manifest = split_as_trained(manifest, names, data, split)
     name, rows = _pick(manifest, split)
-    folder = None if out is None else _make_folder(Path(out).expanduser().absolute(), data)
+    folder = None if out is None else _make_folder(out, data, robustness=robustness, overwrite=overwrite)
     blocks = _reader(trained, manifest, images, workers, where)
     answers = answers_to(trained, manifest, blocks(rows), len(rows), device=where)
     predictions = answers.predictions
@@ -206,21 +211,32 @@ def _pick(manifest: Manifest, split: str) -> tuple[str, Any]:
     return split, rows_of[split]
 
 
-def _make_folder(folder: Path, data: str) -> Path:
-    """Make the folder of the tables before the work; a run's own tables are not to be replaced, nor photos mixed."""
-    from toolkit.artifacts.run_folder import CONFIG
+def _make_folder(out: str, data: str, *, robustness: bool, overwrite: bool) -> Path:
+    """Make the folder of the tables before the work; a run's own tables are not to be replaced, nor photos mixed.
+
+    A file that would be replaced is refused unless `overwrite` is set. What is not written now is left as it is.
+    """
+    from toolkit.artifacts.run_folder import CONFIG, CONFUSION, MISTAKES, PER_CLASS, PREDICTIONS
     from toolkit.errors import ArtifactError
+    from toolkit.progress import say
     from toolkit.tasks.apart import check_apart
 
+    folder = Path(out).expanduser().absolute()
     check_apart(data, folder)
     if (folder / CONFIG).exists():
         raise ArtifactError(f"{folder} holds a run, whose tables would be replaced; choose another --out")
+    tables, changed = (PREDICTIONS, CONFUSION, PER_CLASS, MISTAKES), (ROBUSTNESS, EXAMPLES)
+    for path in (folder / name for name in (*tables, *(changed if robustness else ()))):
+        if os.path.isdir(path):
+            raise ArtifactError(f"{path}: cannot be written (Is a directory); choose another --out")
+        if os.path.lexists(path) and not overwrite:
+            raise ArtifactError(f"{path} is there already; choose another --out, or replace it by --overwrite")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name in (ROBUSTNESS, EXAMPLES):  # of another model, say: what is not made again would stay beside the new
-            (folder / name).unlink(missing_ok=True)
     except OSError as error:
         raise ArtifactError(f"{folder}: cannot be written ({error.strerror}); choose another --out") from error
+    if not robustness and (left := [name for name in changed if os.path.lexists(folder / name)]):
+        say(f"note: not of this evaluation, and left as it is in {folder}: {', '.join(left)}")
     return folder
 
 

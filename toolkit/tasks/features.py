@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from toolkit.errors import SettingError
+from toolkit.tasks.apart import check_apart, check_cache_apart
 from toolkit.tasks.feature_table import FeatureTable, checked_path, images_and_views, in_memory, write_table
 from toolkit.tasks.head_start import head_start
 
@@ -70,9 +71,8 @@ def extract_features(
         raise SettingError("augment is not used with views 1, the clean view alone; set views to 2 or more")
     if out is not None:
         out = checked_path(out, overwrite=overwrite)
-        from toolkit.tasks.apart import check_apart
-
         check_apart(data, Path(out))
+    check_cache_apart(data, cache_dir)
 
     with head_start(data, options) if n_views == 1 else nullcontext():
         return _extract(data, options, out)

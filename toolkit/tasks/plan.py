@@ -8,6 +8,7 @@ from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 from toolkit.options import Options
+from toolkit.tasks.apart import check_cache_apart
 from toolkit.tasks.head_start import head_start
 
 if TYPE_CHECKING:
@@ -106,6 +107,7 @@ def plan_transfer(
         track: write losses, accuracies, rates and updates for TensorBoard to RUN/tensorboard; needs the extra `track`
     """
     options = Options(**{key: value for key, value in locals().items() if key != "data"})
+    check_cache_apart(data, cache_dir)
     with head_start(data, options):
         from toolkit.tasks.planned import planned
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import os
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from toolkit.errors import DataError, SettingError
@@ -73,13 +74,13 @@ def image_files(paths: Sequence[str]) -> dict[str, str | None]:
 
     Of a file in a folder that can be read by no name, the reason is told; else it is None.
     A file that is named is returned whatever it is, and so is a name at which there is nothing if others are there:
-    its record will say so. Of a folder, the files that look like images are. Raises DataError for a pattern or
-    folder without any, and for a single missing name.
+    its record will say so. Of a folder, the files that look like images are. ~ is the home folder, where no shell has
+    seen to it already. Raises DataError for a pattern or folder without any, and for a single missing name.
     """
     if isinstance(paths, (str, os.PathLike)):
         paths = [os.fspath(paths)]
     found: dict[str, str | None] = {}
-    for path in map(os.fspath, paths):
+    for path in map(_expanded, paths):
         if os.path.isdir(path):
             found |= _images_below(path)
         elif os.path.lexists(path) or not glob.has_magic(path):
@@ -97,10 +98,16 @@ def image_files(paths: Sequence[str]) -> dict[str, str | None]:
     return found
 
 
+def _expanded(path: str | os.PathLike[str]) -> str:
+    """Return a path with ~ as the home folder, unless something has the very name that is given."""
+    name = os.fspath(path)
+    return name if os.path.lexists(name) or glob.glob(name, recursive=True) else os.path.expanduser(name)
+
+
 def _images_below(folder: str) -> dict[str, str | None]:
     from toolkit.data.scan import scan_flat
 
-    manifest = scan_flat(folder)
+    manifest = scan_flat(Path(folder).absolute())  # whatever is called ~ here is not the home folder
     reasons = {**dict.fromkeys(manifest.paths), **{item.path: item.reason for item in manifest.quarantined}}
     files = {os.path.join(folder, name): reasons[name] for name in sorted(reasons)}
     # what is there is read with the model's own limits; what is not has a name that the scan could but describe

@@ -18,7 +18,7 @@ from toolkit.options import AUTO_BACKBONE, CUSTOM, Options
 from toolkit.plan import TransferPlan
 from toolkit.progress import say
 from toolkit.scores import Scores
-from toolkit.tasks.apart import check_apart
+from toolkit.tasks.apart import check_apart, check_cache_apart
 from toolkit.tasks.choose_backbone import DEFAULT, open_job
 from toolkit.tasks.ending import diagnosis_of, file_lines, metrics_of, publish_results, score_lines
 from toolkit.tasks.folds import cross_validate, in_words
@@ -58,8 +58,8 @@ class Run:
 def start_run(data: str | os.PathLike[str] | Manifest, out: str, options: Options, *, overwrite: bool = False) -> Run:
     """Run the whole line into a new run folder.
 
-    Whatever can be refused without decoding an image is refused before the folder is made: a mistake leaves nothing
-    behind, and no run is overwritten for it.
+    Whatever can be refused without decoding an image is refused before the folder is made, a cache that cannot be
+    included: a mistake leaves nothing behind, and no run is overwritten for it.
     """
     resolve_precision(options.precision, resolve_device(options.device))
     if options.track:
@@ -67,7 +67,9 @@ def start_run(data: str | os.PathLike[str] | Manifest, out: str, options: Option
     where = Path(out).expanduser().absolute()
     if not isinstance(data, Manifest):
         check_apart(data, where)
-    RunFolder(where).check_free(overwrite=overwrite)
+        check_cache_apart(data, options.cache_dir)
+    folder = RunFolder(where)
+    folder.check_free(overwrite=overwrite)
     clock = Stopwatch()
     with clock.part("scan"):
         manifest = data if isinstance(data, Manifest) else scan(data, max_pixels=options.max_pixels)
@@ -75,12 +77,14 @@ def start_run(data: str | os.PathLike[str] | Manifest, out: str, options: Option
     backbone = open_backbone(named)
     plan_ahead(manifest, named, backbone)
     source = str(manifest.root) if isinstance(data, Manifest) else str(Path(data).expanduser().absolute())
-    folder = RunFolder.create(where, {"data": source, "out": str(where), **options.to_dict()}, overwrite=overwrite)
-    say(str(manifest))
-    with folder.held(), open_store(options.cache, options.cache_dir) as store:
-        if named is not options:
-            return _go(folder, manifest, open_job(options, manifest, store, clock))
-        return _go(folder, manifest, Job(options, backbone, store, clock))
+    folder.check_free(overwrite=overwrite)  # again: the scan may have taken minutes
+    with open_store(options.cache, options.cache_dir) as store:
+        folder.begin({"data": source, "out": str(where), **options.to_dict()})
+        say(str(manifest))
+        with folder.held():
+            if named is not options:
+                return _go(folder, manifest, open_job(options, manifest, store, clock))
+            return _go(folder, manifest, Job(options, backbone, store, clock))
 
 
 def resume_run(path: str | os.PathLike[str], own_backbone: Any = None) -> Run:

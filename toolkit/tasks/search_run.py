@@ -19,7 +19,7 @@ from toolkit.errors import ArtifactError, DataError, Interrupted, SettingError
 from toolkit.options import Options
 from toolkit.progress import say
 from toolkit.storage import TEMPORARY_PREFIX, publish_bytes, publish_json, publish_text, read_json
-from toolkit.tasks.apart import check_apart
+from toolkit.tasks.apart import check_apart, check_cache_apart
 from toolkit.tasks.search_trials import Trials, open_trials
 from toolkit.tuning.final import play_final
 from toolkit.tuning.gain import Gain
@@ -86,6 +86,7 @@ def start_search(
     """
     where = Path(out).expanduser().absolute()
     check_apart(data, where)
+    check_cache_apart(data, options.cache_dir)
     _check_place(where)
     with open_trials(data, options, given, n_folds) as ours:
         if not ours.space:

@@ -1,0 +1,72 @@
+"""What a verb refuses, and what it writes, costs nothing that was there before."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+import toolkit
+from tests.photos import make_photos
+from tests.tasks.conftest import Runs
+from tests.tasks.small import SMALL, run
+from toolkit.cli import main
+from toolkit.errors import ArtifactError
+from toolkit.tasks.baseline import train_baseline
+from toolkit.tasks.run import Run
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return make_photos(tmp_path / "data", {"cat": 4, "dog": 4})
+
+
+def content(folder: Path) -> dict[str, bytes | None]:
+    """Return what is in a folder, files and folders."""
+    return {str(path): path.read_bytes() if path.is_file() else None for path in sorted(folder.rglob("*"))}
+
+
+def test_a_cache_that_cannot_be_costs_no_run(runs: Runs, data: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(runs("head").path, tmp_path / "run"))
+    (tmp_path / "file").touch()
+    nowhere = str(tmp_path / "file/cache")
+    before = content(tmp_path)
+    for place, overwrite in ((out, True), (tmp_path / "new", False)):
+        with pytest.raises(ArtifactError, match="no cache can be kept here"):
+            run(data, place, overwrite=overwrite, cache_dir=nowhere)
+        with pytest.raises(ArtifactError, match="no cache can be kept here"):
+            train_baseline(str(data), out=str(place), overwrite=overwrite, cache_dir=nowhere, workers=0, device="cpu")
+    assert content(tmp_path) == before
+
+
+@pytest.mark.parametrize("verb", ["finetune", "plan", "check", "features", "baseline", "search"])
+def test_a_cache_among_the_photos_is_refused(
+    verb: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "link").symlink_to(data)
+    before = content(tmp_path)
+    out = {"plan": [], "check": [], "features": ["--out", str(tmp_path / "x.npz")]}.get(
+        verb, ["--out", str(tmp_path / "run")]
+    )
+    for cache in (data, data / "cache", tmp_path / "link/cat/deep", tmp_path / "x/../data/cache"):
+        assert main([verb, str(data), *out, "--cache_dir", str(cache), "--workers", "0"]) == 1
+        told = "lies inside the folder of photos, which is only read; choose another --cache_dir"
+        assert capsys.readouterr().err == f"error: {cache} {told}\n"
+    assert content(tmp_path) == before
+
+
+def test_a_cache_beside_the_photos_will_do(data: Path, tmp_path: Path) -> None:
+    for cache in (tmp_path / "data-cache", tmp_path):
+        assert toolkit.extract_features(str(data), cache_dir=str(cache), **SMALL).shape[0] == 8
+    with pytest.raises(ArtifactError, match="no cache can be kept here"):
+        toolkit.extract_features(str(data), cache_dir=str(tmp_path / "a\0b"), **SMALL)
+
+
+def test_a_cache_may_lie_in_the_run_folder(data: Path, tmp_path: Path) -> None:
+    def again(out: Path, cache: Path, overwrite: bool) -> Run:
+        return run(data, out, overwrite=overwrite, cache_dir=str(cache))
+
+    for overwrite in (False, True):
+        assert again(tmp_path / "a", tmp_path / "a/cache", overwrite).metrics["train"]["n"] == 6
+        assert again(tmp_path / "b", tmp_path / "b", overwrite).metrics["train"]["n"] == 6
