@@ -75,3 +75,26 @@ def test_an_emptied_cache_is_filled_again(filled: Path, manifest: Manifest) -> N
     assert report.bytes == 0 < report.removed_bytes and str(report).startswith("  nothing")
     assert fetch(filled, Request(tiny_backbone(), (3,)), manifest).n_computed == 6
     assert digests_in(filled) > 0
+
+
+def test_a_persons_own_files_stay_whatever_their_folders_are_called(filled: Path, tmp_path: Path) -> None:
+    (kept,) = kept_in(filled)
+    digests = digests_in(filled)
+    (aside := tmp_path / "aside").mkdir()
+    own = ["contents/thesis.txt", "contents/notes.safetensors", "contents/chapter/1.txt", "contents/.hidden"]
+    own += ["models/bert/lock", "models/bert/base/model.safetensors", f"models/{'0' * 24}/base/{'1' * 24}.safetensors"]
+    own += [f"{kept.folder.relative_to(filled)}/{name}" for name in ("clean/model.safetensors", "mine/table.json")]
+    for name in own:
+        (filled / name).parent.mkdir(parents=True, exist_ok=True)
+        (filled / name).write_bytes(bytes(50_000))
+    elsewhere = [aside / "base" / f"{'2' * 24}.safetensors", aside / "lock", aside / f"{'3' * 24}.safetensors"]
+    for file in elsewhere:
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(bytes(50_000))
+    (filled / "models" / ("4" * 24)).symlink_to(aside)
+    (kept.folder / "linked").symlink_to(aside)
+    (link := filled / "contents" / f"{'5' * 24}.safetensors").symlink_to(elsewhere[0])
+    report = cache(limit="0", cache_dir=str(filled))
+    assert (report.bytes, report.removed_bytes) == (0, kept.bytes + digests)
+    assert all((filled / name).stat().st_size == 50_000 for name in own)
+    assert all(file.stat().st_size == 50_000 for file in elsewhere) and link.is_symlink()
