@@ -14,6 +14,7 @@ from toolkit.data.manifest import Manifest
 from toolkit.features import contents
 from toolkit.features.prune import digests_in, kept_in, prune
 from toolkit.features.request import Request
+from toolkit.features.store import FeatureStore
 from toolkit.storage import as_size
 from toolkit.tasks.cache import cache
 
@@ -75,6 +76,34 @@ def test_an_emptied_cache_is_filled_again(filled: Path, manifest: Manifest) -> N
     assert report.bytes == 0 < report.removed_bytes and str(report).startswith("  nothing")
     assert fetch(filled, Request(tiny_backbone(), (3,)), manifest).n_computed == 6
     assert digests_in(filled) > 0
+
+
+def test_within_a_backbone_what_is_read_stays_and_what_nobody_reads_goes(tmp_path: Path, manifest: Manifest) -> None:
+    request, store = Request(tiny_backbone(), (3,)), FeatureStore(tmp_path / "cache")
+    other = photos(tmp_path / "other", 5, seed=1)
+    fetch(store.folder, request, manifest)
+    store.remembered(request, {"images": "of manifest"}, lambda: ({"value": 1}, True))
+    fetch(store.folder, request, other)
+    written = sorted(store.folder.glob("models/*/*/*"), key=lambda path: path.stat().st_mtime_ns)
+    for number, path in enumerate(written):  # all long ago; what nobody will use again last
+        os.utime(path, (1e9 + number, 1e9 + number))
+    assert fetch(store.folder, request, manifest).n_computed == 0
+    assert store.remembered(request, {"images": "of manifest"}, lambda: ({"value": 2}, False)) == {"value": 1}
+    (kept,) = kept_in(store.folder)
+    assert prune(store.folder, kept.bytes + digests_in(store.folder) - 1)[0] > 1
+    assert fetch(store.folder, request, manifest).n_computed == 0
+    assert store.remembered(request, {"images": "of manifest"}, lambda: ({"value": 2}, False)) == {"value": 1}
+    assert fetch(store.folder, request, other).n_computed == 5
+
+
+def test_a_shard_that_cannot_be_marked_is_read_all_the_same(
+    filled: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def barred(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "utime", barred)
+    assert fetch(filled, Request(tiny_backbone(), (3,)), manifest).n_computed == 0
 
 
 def test_a_persons_own_files_stay_whatever_their_folders_are_called(filled: Path, tmp_path: Path) -> None:
