@@ -106,6 +106,29 @@ def test_a_shard_that_cannot_be_marked_is_read_all_the_same(
     assert fetch(filled, Request(tiny_backbone(), (3,)), manifest).n_computed == 0
 
 
+def test_a_pass_that_was_cut_short_is_named_and_as_young_as_its_last_shard(filled: Path, manifest: Manifest) -> None:
+    (old,) = kept_in(filled)
+    fetch(filled, Request(another := tiny_backbone(seed=1), (3,)), manifest)
+    (cut_short,) = (kept for kept in kept_in(filled) if kept.folder != old.folder)
+    (cut_short.folder / "used").unlink()  # it is marked by the first use, which comes after the pass
+    for path in (*old.folder.rglob("*"), cut_short.folder / "about.json"):
+        os.utime(path, (1e9, 1e9))
+    first, last = kept_in(filled)
+    assert (first.folder, last.folder) == (old.folder, cut_short.folder)
+    assert (last.backbone, last.image_size_px) == (another.name, another.preprocessing.crop_px)
+    assert last.unused_s < 3600 < first.unused_s and "unused for    0 min" in str(last)
+    prune(filled, last.bytes + digests_in(filled))
+    assert [kept.bytes for kept in kept_in(filled)] == [0, last.bytes]
+
+
+def test_what_cannot_tell_what_it_is_goes_by_its_use_too(filled: Path) -> None:
+    (kept,) = kept_in(filled)
+    (kept.folder / "about.json").write_text("[]")
+    (unknown,) = kept_in(filled)
+    assert unknown.unused_s < 3600 and (unknown.n_shards, unknown.bytes) == (kept.n_shards, kept.bytes)
+    assert "unknown (1 shards)" in str(unknown) and "None" not in str(unknown)
+
+
 def test_a_persons_own_files_stay_whatever_their_folders_are_called(filled: Path, tmp_path: Path) -> None:
     (kept,) = kept_in(filled)
     digests = digests_in(filled)

@@ -40,7 +40,8 @@ class Kept:
     unused_s: float
 
     def __str__(self) -> str:
-        what = f"{self.backbone} at {self.image_size_px} px" + (f", {self.dtype}" if self.dtype else "")
+        size = "" if self.image_size_px is None else f" at {self.image_size_px} px"
+        what = self.backbone + size + (f", {self.dtype}" if self.dtype else "")
         return f"{as_size(self.bytes):>9}  unused for {_age(self.unused_s):>8}  {what} ({self.n_shards} shards)"
 
 
@@ -145,12 +146,13 @@ def _look(path: Path) -> tuple[int, int]:
 def _kept(place: Path) -> Kept:
     try:
         about = read_json(place / ABOUT)
-        unused = max(0.0, time.time() - (place / USED).stat().st_mtime)
         size = about["preprocessing"]["crop_px"]
         named = {key: str(about.get(key, "")) for key in ("backbone", "weights", "dtype")}
-    except (OSError, ValueError, KeyError, TypeError):  # unreadable: nobody can use it
-        unused, size, named = float("inf"), None, {"backbone": "unknown", "weights": "", "dtype": ""}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):  # damaged, or from a kill
+        size, named = None, {"backbone": "unknown", "weights": "", "dtype": ""}
     files = _files(place)
+    used_ns = max(_look(path)[0] for path in (place / USED, *files))  # a pass that was cut short marked no use yet
+    unused = max(0.0, time.time() - used_ns / 1e9) if used_ns else float("inf")
     return Kept(
         place,
         named["backbone"],
