@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -93,6 +94,68 @@ def test_file_and_folder_are_synced_around_the_rename(tmp_path: Path, monkeypatc
     monkeypatch.setattr(os, "replace", replace)
     publish_text(tmp_path / "a", "x")
     assert steps[-3:] == ["file", "rename", "folder"]
+
+
+def failing_fsync(monkeypatch: pytest.MonkeyPatch, code: int, *, of_folders: bool) -> None:
+    """Let syncing folders, or files, fail with an error of the system."""
+    real = os.fsync
+
+    def fsync(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode) == of_folders:
+            raise OSError(code, os.strerror(code))
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP])
+def test_a_file_system_that_cannot_sync_folders_will_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    failing_fsync(monkeypatch, code, of_folders=True)
+    publish_text(tmp_path / "a", "whole")
+    assert (tmp_path / "a").read_text() == "whole" and names(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize(("code", "of_folders"), [(errno.EIO, True), (errno.EINVAL, False), (errno.EIO, False)])
+def test_a_disk_that_fails_and_a_file_that_cannot_be_synced_are_errors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, of_folders: bool
+) -> None:
+    failing_fsync(monkeypatch, code, of_folders=of_folders)
+    with pytest.raises(OSError) as caught:
+        publish_text(tmp_path / "a", "x")
+    assert caught.value.errno == code
+    assert not [name for name in names(tmp_path) if name.startswith(TEMPORARY_PREFIX)]
+
+
+def test_a_file_is_open_for_writing_when_it_is_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fcntl = pytest.importorskip("fcntl")  # not on Windows
+    modes: list[int] = []
+    real = os.fsync
+
+    def fsync(handle: int) -> None:
+        if stat.S_ISREG(os.fstat(handle).st_mode):
+            modes.append(fcntl.fcntl(handle, fcntl.F_GETFL) & os.O_ACCMODE)
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    publish_text(tmp_path / "a", "x")
+    assert modes == [os.O_RDWR], "Windows syncs nothing else"
+
+
+def test_a_read_only_file_is_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.open
+
+    def barred(path: Path, flags: int, *more: int, **settings: int) -> int:  # root may write what is read-only
+        if flags & os.O_RDWR and Path(path).name.startswith(TEMPORARY_PREFIX):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return real(path, flags, *more, **settings)
+
+    monkeypatch.setattr(os, "open", barred)
+    with publishing(tmp_path / "a") as temporary:
+        temporary.write_text("whole")
+        temporary.chmod(0o444)
+    assert (tmp_path / "a").read_text() == "whole" and names(tmp_path) == ["a"]
 
 
 def test_tmpdir_on_another_file_system_does_no_harm(tmp_path: Path) -> None:

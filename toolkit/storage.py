@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 TEMPORARY_PREFIX = ".publishing-"
+NO_SYNC_OF_FOLDERS = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP)  # of file systems that sync files alone
 
 
 @contextmanager
@@ -26,9 +28,9 @@ def publishing(path: str | os.PathLike[str]) -> Iterator[Path]:
     temporary = target.parent / f"{TEMPORARY_PREFIX}{secrets.token_hex(6)}-{target.name}"
     try:
         yield temporary
-        _sync(temporary)
+        _sync_file(temporary)
         os.replace(temporary, target)
-        _sync(target.parent)
+        _sync_folder(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -73,11 +75,30 @@ def file_sha256(path: str | os.PathLike[str]) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _sync(path: Path) -> None:
-    """Flush a file or, where the system has them, a folder entry to the disk."""
-    if path.is_dir() and os.name == "nt":  # Windows cannot open a folder
+def _sync_file(path: Path) -> None:
+    """Flush a file to the disk."""
+    try:
+        handle = os.open(path, os.O_RDWR)  # Windows flushes only what is open for writing
+    except PermissionError:  # a file that its writer made read-only
+        if os.name == "nt":
+            return
+        handle = os.open(path, os.O_RDONLY)
+    _flush(handle)
+
+
+def _sync_folder(path: Path) -> None:
+    """Flush a folder's entries to the disk, where the system has a way to do so."""
+    if os.name == "nt":  # Windows cannot open a folder
         return
-    handle = os.open(path, os.O_RDONLY)
+    try:
+        _flush(os.open(path, os.O_RDONLY))
+    except OSError as error:  # the file is published already: some network and encrypted file systems cannot do more
+        if error.errno not in NO_SYNC_OF_FOLDERS:
+            raise
+
+
+def _flush(handle: int) -> None:
+    """Flush and close an open file."""
     try:
         os.fsync(handle)
     finally:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import yaml
+from filelock import FileLock, Timeout
 
-from toolkit.artifacts.run_folder import FILES, RunFolder
+from toolkit.artifacts.run_folder import FILES, LOCK, RunFolder
 from toolkit.errors import ArtifactError
 from toolkit.storage import TEMPORARY_PREFIX
 from toolkit.training.best import BEST
@@ -128,3 +130,52 @@ def test_only_our_own_checkpoints_are_dropped(tmp_path: Path) -> None:
         (folder.checkpoints / name).write_text("x")
     folder.drop_checkpoints()
     assert [file.name for file in folder.checkpoints.iterdir()] == ["mine.pt"]
+
+
+@pytest.fixture
+def as_on_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a lock's file be one that cannot be removed as long as the lock is held."""
+    unlink = Path.unlink
+
+    def unlink_closed(path: Path, missing_ok: bool = False) -> None:
+        if path.name == LOCK and path.exists():
+            try:
+                FileLock(path).acquire(timeout=0).lock.release()
+            except Timeout:
+                raise PermissionError(13, "used by another process") from None
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", unlink_closed)
+
+
+def test_the_lock_goes_when_it_is_given_back_where_an_open_file_cannot_be_removed(
+    tmp_path: Path, as_on_windows: None
+) -> None:
+    folder = RunFolder.create(tmp_path / "run", config(1), overwrite=False)
+    with folder.held():
+        (folder.checkpoints / LAST).write_text("x")
+        folder.drop_checkpoints()
+        assert [file.name for file in folder.checkpoints.iterdir()] == [LOCK]
+    assert folder.tidied
+    with folder.held():  # nothing is dropped: the run is not at its end
+        (folder.checkpoints / LAST).write_text("x")
+    assert (folder.checkpoints / LAST).exists()
+
+
+def test_a_lock_that_another_process_holds_cannot_be_dropped(tmp_path: Path, as_on_windows: None) -> None:
+    folder = RunFolder.create(tmp_path / "run", config(1), overwrite=False)
+    with folder.held(), pytest.raises(PermissionError):
+        RunFolder.open(folder.path).drop_checkpoints()
+    assert not folder.tidied
+
+
+def test_giving_back_takes_no_lock_from_the_next_one(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path / "run", config(1), overwrite=False)
+    with ExitStack() as ending, ExitStack() as next_one:
+        ending.enter_context(folder.held())
+        folder.drop_checkpoints()
+        assert folder.tidied, "the file goes while the lock is held"
+        next_one.enter_context(RunFolder.open(folder.path).held())
+        ending.close()
+        with pytest.raises(ArtifactError, match="another process is working"), RunFolder.open(folder.path).held():
+            raise AssertionError("held twice")

@@ -266,3 +266,20 @@ def test_looks_from_before_the_file_was_read_are_what_counts(tmp_path, root):
     (root / "4.bin").write_bytes(b"y" * 300)
     kept.remember(["4.bin"], looks, np.frombuffer(digest(b"x" * 300), np.uint8).reshape(1, 16))
     assert taken(tmp_path / "cache", root, ["4.bin"]) == [digest(b"y" * 300)]
+
+
+@pytest.mark.parametrize(("most_files", "most_bytes"), [(10, 10**9), (10**6, 3000)], ids=["files", "bytes"])
+def test_reading_much_is_counted_and_reading_little_is_not(tmp_path, root, monkeypatch, capsys, most_files, most_bytes):
+    monkeypatch.setattr(contents, "COUNTED_FROM_FILES", most_files)
+    monkeypatch.setattr(contents, "COUNTED_FROM_BYTES", most_bytes)
+    monkeypatch.setattr(contents, "COUNTED_AT_A_TIME", 3)
+    monkeypatch.setattr(contents, "BLOCK", 4)
+    monkeypatch.setattr("toolkit.progress.SECONDS_BETWEEN_LINES", 0.0)
+    assert taken(tmp_path / "cache", root) == right(root)
+    out, err = capsys.readouterr()
+    steps = [line.split(",")[0] for line in err.splitlines()[:-1]]
+    assert steps == [f"reading files: {done}/10 files" for done in (3, 4, 7, 8, 10)]
+    assert err.splitlines()[-1].startswith("reading files: 10 files in ") and out == ""
+    (root / "4.bin").write_bytes(b"changed")
+    assert taken(tmp_path / "cache", root) == right(root)
+    assert capsys.readouterr() == ("", ""), "one file of ten"

@@ -6,7 +6,7 @@ import contextlib
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +39,20 @@ TABLES = (PREDICTIONS, QUARANTINE, TRAINED_ON, PER_CLASS, CONFUSION, MISTAKES)
 FILES = (CONFIG, PLAN, METRICS, HISTORY, *TRIAL_HISTORIES, *TABLES, *PICTURES, *FOUND)
 
 
+@dataclass
+class _Lock:
+    """Whether a run is held by this process, and whether the file of its lock is to go when it is given back."""
+
+    held: bool = False
+    left: bool = False
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """The paths of a run and how they are written; every file is published whole."""
 
     path: Path
+    _lock: _Lock = field(default_factory=_Lock, init=False, repr=False, compare=False)
 
     def begin(self, config: dict[str, Any]) -> None:
         """Make the folder, which check_free has found free, and write `config.yaml`; an older run's files are removed.
@@ -148,19 +157,34 @@ class RunFolder:
             raise ArtifactError(
                 f"{self.path}: another process is working on this run; wait for it, or choose another --out"
             ) from None
+        self._lock.held, self._lock.left = True, False
         try:
             yield
         finally:
+            self._lock.held = False
             lock.release()
+            if self._lock.left:  # where an open file cannot be removed, whoever has taken the lock since keeps it
+                with contextlib.suppress(OSError):
+                    (self.checkpoints / LOCK).unlink(missing_ok=True)
+                    self.checkpoints.rmdir()
 
     def drop_checkpoints(self) -> None:
-        """Remove the checkpoints of a finished run."""
+        """Remove the checkpoints of a finished run.
+
+        The file of a lock that is held goes too, and before it is given back: removed later, it could be one that
+        another process has taken by then, and a third would find none. Windows removes no open file; `held` does it.
+        """
         kept = self.checkpoints
         trials = [kept / name for name in TRIAL_FOLDERS]
         for folder in (*(trial / AGAIN for trial in trials), *trials, kept / AGAIN, kept):
             unfinished = [file.name for file in folder.glob(f"{TEMPORARY_PREFIX}*")]  # a kill leaves them
             for name in (*CHECKPOINT_FILES, *unfinished):
-                (folder / name).unlink(missing_ok=True)
+                try:
+                    (folder / name).unlink(missing_ok=True)
+                except PermissionError:
+                    if folder != kept or name != LOCK or not self._lock.held:
+                        raise
+                    self._lock.left = True
             with contextlib.suppress(OSError):  # somebody's own file is in it, or it was not needed
                 folder.rmdir()
 

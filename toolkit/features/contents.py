@@ -8,6 +8,8 @@ import stat
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,12 +19,15 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
+from toolkit.progress import counting
 from toolkit.storage import TEMPORARY_PREFIX, publish_bytes
 
 DIGEST_BYTES = 16  # as `storage.digest` has them
 READERS = min(16, os.cpu_count() or 1)  # threads; reading waits for the disk, hashing leaves the interpreter's lock
 BLOCK = 4096  # files that are handed to the threads at a time
 LOCK, LOCK_WAIT_S = "lock", 10.0
+COUNTED_FROM_FILES, COUNTED_FROM_BYTES = 4096, 1 << 30  # less than both is read before anybody wonders
+COUNTED_AT_A_TIME = 64
 
 # A file that changed this short a time before it was looked at could change again without a new time stamp: file
 # systems count in steps of up to 2 s. Its digest is used, but not remembered.
@@ -89,11 +94,8 @@ class Contents:
         same[same] = (known_looks[place[same]] == looks.values[same]).all(axis=1)
         digests[same] = known_digests[place[same]]
         unknown = np.flatnonzero(looks.seen & ~same).tolist()
-        with ThreadPoolExecutor(READERS) as pool:
-            for start in range(0, len(unknown), BLOCK):  # one future a file, all at a time, would take memory
-                block = unknown[start : start + BLOCK]
-                found = b"".join(pool.map(self._digest, [paths[index] for index in block]))
-                digests[block] = np.frombuffer(found, np.uint8).reshape(-1, DIGEST_BYTES)
+        n_bytes = int(looks.values[unknown, 0].sum())
+        digests[unknown] = self._read([paths[index] for index in unknown], n_bytes)
         self.remember([paths[index] for index in unknown], Looks(looks.values[unknown], looks.at_ns), digests[unknown])
         return digests
 
@@ -123,6 +125,22 @@ class Contents:
                 publish_bytes(self.path, save(columns))
         except (OSError, Timeout):
             pass
+
+    def _read(self, paths: Sequence[str], n_bytes: int) -> NDArray[np.uint8]:
+        """Return the digests of files as they are now, uint8 (N, 16), and say how far it is where that takes long."""
+        found = bytearray()
+        quiet = len(paths) < COUNTED_FROM_FILES and n_bytes < COUNTED_FROM_BYTES
+        with (
+            nullcontext() if quiet else counting("reading files", len(paths), "files") as counter,
+            ThreadPoolExecutor(READERS) as pool,
+        ):
+            for start in range(0, len(paths), BLOCK):  # one future a file, all at a time, would take memory
+                digests = pool.map(self._digest, paths[start : start + BLOCK])
+                while some := list(islice(digests, COUNTED_AT_A_TIME)):
+                    found += b"".join(some)
+                    if counter is not None:
+                        counter.advance(len(some))
+        return np.frombuffer(bytes(found), np.uint8).reshape(-1, DIGEST_BYTES)
 
     def _digest(self, path: str) -> bytes:
         try:

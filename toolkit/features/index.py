@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -128,6 +129,17 @@ class Index:
         self._broken += [self.shards[number].path for number in sorted(broken)]
         self.shards = [shard for number, shard in enumerate(self.shards) if number not in broken]
         return None
+
+    def mark_used(self, places: Mapping[str, NDArray[np.int32]]) -> None:
+        """Note at the shards that `places` needs that they were used now: those that nobody used for long are pruned.
+
+        It costs next to nothing beside verifying what they hold. They may be another user's, or pruned this moment.
+        """
+        distinct = {id(place): place[..., 0] for place in places.values()}  # most outputs share one
+        needed = {number for numbers in distinct.values() for number in np.unique(numbers).tolist() if number >= 0}
+        for number in sorted(needed):
+            with suppress(OSError):
+                os.utime(self.shards[number].path)
 
     def _locate(self, holders: Sequence[int], digests: NDArray[np.uint8], n_views: int) -> NDArray[np.int32]:
         wanted, image = np.unique(keys_of(digests), return_inverse=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import stat
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,6 +17,10 @@ from toolkit.features.shard import SUFFIX
 from toolkit.storage import TEMPORARY_PREFIX, as_size, read_json
 
 DAY_S = 86_400.0
+
+# What the store names its folders and, with a suffix, its files. The cache may lie in a folder of a person's own, who
+# has a `models` or `contents` there as well: what has another name is neither counted nor removed.
+KEY = r"[0-9a-f]{24}"
 
 
 @dataclass(frozen=True)
@@ -34,14 +40,15 @@ class Kept:
     unused_s: float
 
     def __str__(self) -> str:
-        what = f"{self.backbone} at {self.image_size_px} px" + (f", {self.dtype}" if self.dtype else "")
+        size = "" if self.image_size_px is None else f" at {self.image_size_px} px"
+        what = self.backbone + size + (f", {self.dtype}" if self.dtype else "")
         return f"{as_size(self.bytes):>9}  unused for {_age(self.unused_s):>8}  {what} ({self.n_shards} shards)"
 
 
 def kept_in(folder: Path) -> list[Kept]:
     """Return what a cache folder holds, the longest unused first; folders that are not the store's are left out."""
     models = folder / "models"
-    found = [_kept(place) for place in models.iterdir() if (place / LOCK).exists()] if models.is_dir() else []
+    found = [_kept(place) for place in models.iterdir() if _is_place(place)] if models.is_dir() else []
     return sorted(found, key=lambda kept: (-kept.unused_s, kept.folder.name))
 
 
@@ -76,7 +83,7 @@ def prune(folder: Path, limit_bytes: int) -> tuple[int, list[Kept]]:
 
 def _digests(folder: Path) -> list[Path]:
     """Return the files of digests, unfinished ones included."""
-    return [path for path in (folder / "contents").glob("*") if path.name != contents.LOCK]
+    return _own(folder / "contents", SUFFIX)
 
 
 def _remove_digests(folder: Path) -> int:
@@ -93,7 +100,7 @@ def _remove_digests(folder: Path) -> int:
 def _remove_oldest(place: Path, at_least: int) -> int:
     """Remove what a killed process left, then the longest unused, until `at_least` bytes or all are gone."""
     gone = 0
-    files = [(not path.name.startswith(TEMPORARY_PREFIX), *_look(path), path) for path in set(_files(place))]
+    files = [(not path.name.startswith(TEMPORARY_PREFIX), *_look(path), path) for path in _files(place)]
     for finished, _, size, path in sorted(files):
         if finished and gone >= at_least:
             break
@@ -104,7 +111,27 @@ def _remove_oldest(place: Path, at_least: int) -> int:
 
 def _files(place: Path) -> list[Path]:
     """Return the shards of a backbone, unfinished ones included, and what was measured by it."""
-    return [*place.glob(f"*/*{SUFFIX}"), *place.glob(f"{MEASURED}/*.json"), *place.glob(f"*/{TEMPORARY_PREFIX}*")]
+    folders = [folder for folder in place.glob("*/") if not folder.is_symlink()]
+    return [path for one in folders for path in _own(one, ".json" if one.name == MEASURED else SUFFIX)]
+
+
+def _is_place(folder: Path) -> bool:
+    """Return whether a folder holds a backbone's numbers; a link to another place does not."""
+    return re.fullmatch(KEY, folder.name) is not None and not folder.is_symlink() and (folder / LOCK).is_file()
+
+
+def _own(folder: Path, suffix: str) -> list[Path]:
+    """Return the files that the store can have written into a folder, unfinished ones included; links are none."""
+    name = re.compile(KEY + re.escape(suffix))
+    found = [path for path in folder.glob("*") if path.name.startswith(TEMPORARY_PREFIX) or name.fullmatch(path.name)]
+    return [path for path in found if _is_regular(path)]
+
+
+def _is_regular(path: Path) -> bool:
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except OSError:  # it has gone this moment
+        return False
 
 
 def _look(path: Path) -> tuple[int, int]:
@@ -119,12 +146,13 @@ def _look(path: Path) -> tuple[int, int]:
 def _kept(place: Path) -> Kept:
     try:
         about = read_json(place / ABOUT)
-        unused = max(0.0, time.time() - (place / USED).stat().st_mtime)
         size = about["preprocessing"]["crop_px"]
         named = {key: str(about.get(key, "")) for key in ("backbone", "weights", "dtype")}
-    except (OSError, ValueError, KeyError, TypeError):  # unreadable: nobody can use it
-        unused, size, named = float("inf"), None, {"backbone": "unknown", "weights": "", "dtype": ""}
-    files = set(_files(place))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):  # damaged, or from a kill
+        size, named = None, {"backbone": "unknown", "weights": "", "dtype": ""}
+    files = _files(place)
+    used_ns = max(_look(path)[0] for path in (place / USED, *files))  # a pass that was cut short marked no use yet
+    unused = max(0.0, time.time() - used_ns / 1e9) if used_ns else float("inf")
     return Kept(
         place,
         named["backbone"],
