@@ -15,8 +15,9 @@ from torch import nn
 import toolkit
 from tests.photos import photo
 from tests.tasks.small import SMALL
+from toolkit.data.decode import decode, read_image
 from toolkit.errors import ArtifactError, DataError, SettingError, ToolkitError
-from toolkit.tasks.classifier import ImageClassifier
+from toolkit.tasks.classifier import ImageClassifier, _as_png
 
 N = 8
 
@@ -62,11 +63,53 @@ def test_paths_images_and_arrays_are_the_same(fitted: ImageClassifier, tmp_path:
 
 def test_images_of_every_mode(fitted: ImageClassifier) -> None:
     rgb = photo(0, 0)
-    for mode in ("L", "P", "RGBA", "CMYK", "1", "F", "HSV", "LA", "I;16"):
+    for mode in ("L", "P", "RGBA", "CMYK", "1", "F", "HSV", "LA", "I;16", "I"):
         image = rgb.convert("L").convert("I").convert(mode) if mode == "I;16" else rgb.convert(mode)
         assert fitted.predict([image]).shape == (1,), mode
     grey = np.asarray(rgb.convert("L"))
     np.testing.assert_array_equal(fitted.predict_proba([grey]), fitted.predict_proba([rgb.convert("L")]))
+
+
+# With the value that is white; 65,535 tells 16 bits from 8.
+MODES = [(mode, 255) for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK")] + [
+    *((mode, 65535) for mode in ("I", "I;16", "I;16B", "F")),
+    ("I", 255),
+    ("F", 1),
+]
+
+
+def of_mode(mode: str, white: int) -> Image.Image:
+    """Return a picture of a mode, with values all the way from black to `white`."""
+    if mode not in ("I", "I;16", "I;16B", "F"):
+        return photo(1, 3).convert(mode)
+    kind = {"I": "<i4", "I;16": "<u2", "I;16B": ">u2", "F": "<f4"}[mode]
+    return Image.fromarray(np.linspace(0, white, 20 * 30).reshape(20, 30).astype(kind))
+
+
+@pytest.mark.parametrize(("mode", "white"), MODES)
+def test_a_file_and_the_image_in_memory_give_the_same_pixels(mode: str, white: int, tmp_path: Path) -> None:
+    image, file = of_mode(mode, white), tmp_path / "one.tif"
+    assert image.mode == mode
+    image.save(file)
+    expected = np.asarray(read_image(file)[1])
+    assert np.ptp(expected) > 30
+    with Image.open(file) as opened:
+        for same in (image, opened, opened):  # twice: it is not changed
+            np.testing.assert_array_equal(np.asarray(decode(_as_png(same, 0))), expected)
+
+
+def test_what_only_an_image_s_own_format_says_of_its_values_is_kept(tmp_path: Path) -> None:
+    dark = Image.fromarray(np.arange(200, dtype=np.uint16).reshape(10, 20))
+    dark.save(tmp_path / "dark.pgm")  # whose mode is I, with values that would be light in another file
+    dark.save(tmp_path / "key.png", transparency=100)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    of_mode("I;16", 65535).save(tmp_path / "turned.png", exif=exif)
+    for name in ("dark.pgm", "key.png", "turned.png"):
+        expected = np.asarray(read_image(tmp_path / name)[1])
+        with Image.open(tmp_path / name) as opened:
+            for _ in range(2):
+                np.testing.assert_array_equal(np.asarray(decode(_as_png(opened, 0))), expected, name)
 
 
 def test_an_image_is_turned_as_its_exif_says(fitted: ImageClassifier, tmp_path: Path) -> None:

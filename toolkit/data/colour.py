@@ -34,9 +34,9 @@ def _flat_to_rgb(image: Image.Image, key: int | tuple[int, ...] | None, depth: i
     depth: bits a channel in the file. Pillow gives the key in the file's units but pixels in 8 bits, hence
     the scaling (for 16-bit RGB, of which Pillow keeps the high bytes, the key is as coarse as they are).
     """
-    image.info.pop("transparency", None)  # Pillow would apply it in its own way
     wide = image.mode.startswith("I;16")
     grey_or_rgb = _squeeze(image) if wide else image.convert("RGB" if image.mode == "RGB" else "L")
+    grey_or_rgb.info.pop("transparency", None)  # Pillow would apply it in its own way
     if key is None:
         return grey_or_rgb.convert("RGB")
     if image.mode == "L" and depth < 8:

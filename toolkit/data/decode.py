@@ -88,16 +88,24 @@ def decode(content: bytes, max_pixels: int = DEFAULT_MAX_PIXELS, least_px: int |
             None if least_px is None else image.draft(None, (least_px, least_px))
         )  # None: colours stay as they are
         image.load()
-        turn = _TURNS.get(_orientation(image))
         rgb = to_rgb(image, png_depth=content[24] if image.format == "PNG" else 8)
         if reduced is not None:  # a last column or row made of fewer pixels than the others would stretch the image
             _, (left, top, right, bottom) = reduced
             rgb = rgb.crop((left, top, int(right), int(bottom)))
-        return rgb if turn is None else rgb.transpose(turn)
+        return _turned(rgb, image)
     except UnreadableImage:
         raise
     except Exception as error:  # Pillow raises nearly every kind of exception on damaged files
         raise UnreadableImage(_one_line(error)) from error
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """Return an image that is open already as `decode` gives its file; the image itself stays as it is.
+
+    Raises OSError or ValueError where Pillow cannot load or convert it.
+    """
+    image.load()
+    return _turned(to_rgb(image), image)
 
 
 def read_image(
@@ -206,6 +214,12 @@ def _foreign_format(start: bytes) -> str | None:
 
 def _is_avif(start: bytes) -> bool:
     return start[4:8] == b"ftyp" and start[8:12] in (b"avif", b"avis", b"mif1", b"msf1")
+
+
+def _turned(rgb: Image.Image, image: Image.Image) -> Image.Image:
+    """Return the pixels of an image upright."""
+    turn = _TURNS.get(_orientation(image))
+    return rgb if turn is None else rgb.transpose(turn)
 
 
 def _orientation(image: Image.Image) -> int:

@@ -16,11 +16,14 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from toolkit.data.decode import UnreadableImage, as_rgb, decode, read_image
 from toolkit.data.manifest import UNASSIGNED, Manifest
 from toolkit.errors import DataError, SettingError, ToolkitError
 from toolkit.options import Options
 
-PNG_MODES = ("1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA")  # what PNG holds without loss
+# What PNG holds as it is. What is white in a mode of more bits depends on the format that an image was opened from,
+# which is lost on the way to another one.
+PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA")
 
 
 class ImageClassifier:
@@ -100,7 +103,7 @@ def _stages(options: Options) -> Any:
 
 
 def _manifest(images: Sequence[Any], labels: Sequence[str], folder: Path) -> Manifest:
-    """Return a Manifest of the images; those that are no files are written as PNG, which loses nothing."""
+    """Return a Manifest of the images; those that are no files are written as PNG."""
     paths = []
     for number, image in enumerate(images):
         if isinstance(image, (str, os.PathLike)):
@@ -129,11 +132,11 @@ def _check_several(images: Any, at_least: int) -> None:
 
 
 def _as_png(image: Any, number: int) -> bytes:
-    """Return an image as PNG, turned as its EXIF says, which loses nothing."""
+    """Return an image as PNG, turned as its EXIF says, whose pixels are those that the image's own file would give."""
     written = io.BytesIO()
     try:
-        upright = ImageOps.exif_transpose(_as_image(image, number))
-        (upright if upright.mode in PNG_MODES else upright.convert("RGB")).save(written, format="PNG")
+        opened = _as_image(image, number)
+        (ImageOps.exif_transpose(opened) if opened.mode in PNG_MODES else as_rgb(opened)).save(written, format="PNG")
     except (OSError, ValueError) as error:
         raise DataError(f"image {number}: {error}") from error
     return written.getvalue()
@@ -150,7 +153,6 @@ def _as_image(image: Any, number: int) -> Image.Image:
 
 def _decoded(image: Any, number: int, model: Any) -> Image.Image:
     """Return RGB pixels by the one decoding that training used too."""
-    from toolkit.data.decode import UnreadableImage, decode, read_image
     from toolkit.data.views import decoded_px
 
     try:
