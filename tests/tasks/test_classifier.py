@@ -13,6 +13,7 @@ from PIL import Image
 from torch import nn
 
 import toolkit
+from tests.data.encoded import white_is_zero
 from tests.photos import photo
 from tests.tasks.small import SMALL
 from toolkit.data.decode import decode, read_image
@@ -105,7 +106,8 @@ def test_what_only_an_image_s_own_format_says_of_its_values_is_kept(tmp_path: Pa
     exif = Image.Exif()
     exif[0x0112] = 6
     of_mode("I;16", 65535).save(tmp_path / "turned.png", exif=exif)
-    for name in ("dark.pgm", "key.png", "turned.png"):
+    (tmp_path / "x_ray.tif").write_bytes(white_is_zero(dark))
+    for name in ("dark.pgm", "key.png", "turned.png", "x_ray.tif"):
         expected = np.asarray(read_image(tmp_path / name)[1])
         with Image.open(tmp_path / name) as opened:
             for _ in range(2):

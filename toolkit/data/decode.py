@@ -44,7 +44,7 @@ IMAGE_SUFFIXES = frozenset((
 # fmt: on
 
 DECODING_POLICY: dict[str, Any] = {
-    "version": 2,
+    "version": 3,
     "formats": list(RASTER_FORMATS),
     "format_from": "content",
     "frame": "first",
@@ -52,9 +52,16 @@ DECODING_POLICY: dict[str, Any] = {
     "transparency": "composited on white",
     "grey_16_bit": "value / 257, rounded",
     "grey_32_bit_and_float": "least of 0..1 (floats only), 0..255, 0..65535 that holds all values, else min..max",
+    "grey_whose_0_is_white": "mirrored, of all depths",
     "icc_profile": "ignored",
     "jpeg": "at 1/2, 1/4 or 1/8 of its size where both sides stay at least as long as is asked for",
 }
+
+# Of models that are loaded all the same. Version 2 made negatives of TIFFs of 16 bits or floats whose 0 is white, and
+# decoded all else as now: to refuse its models would cost everyone theirs for images that next to nobody has.
+EARLIER_POLICIES: tuple[dict[str, Any], ...] = (
+    {key: value for key, value in DECODING_POLICY.items() if key != "grey_whose_0_is_white"} | {"version": 2},
+)
 
 _FILE_BYTES_PER_PIXEL = 16  # an uncompressed file of four 32-bit channels
 _FILE_BYTES_ALWAYS = 64 << 20
