@@ -189,6 +189,17 @@ def test_a_path_that_cannot_be_read_is_left_out_of_the_training(tmp_path: Path) 
     assert model.metrics_["quarantined"] == 1 and model.metrics_["used"] == 2 * N
 
 
+def test_an_image_that_is_too_large_is_left_out_though_its_features_are_stored(tmp_path: Path) -> None:
+    given, labels = images("PIL")
+    photo(0, 50).resize((100, 100)).save(tmp_path / "large.png")
+    given = [*given, tmp_path / "large.png", photo(1, 51).resize((101, 99))]
+    labels = [*labels, "square", "circle"]
+    settings = {**SMALL, "cache_dir": str(tmp_path / "cache")}
+    assert ImageClassifier(**settings).fit(given, labels).metrics_["quarantined"] == 0
+    strict = ImageClassifier(max_pixels=9_000, **settings).fit(given, labels)
+    assert (strict.metrics_["quarantined"], strict.metrics_["used"]) == (2, 2 * N)
+
+
 def test_one_seed_gives_one_result_for_arrays_too(photos: Path) -> None:
     files = sorted(photos.rglob("*.jpg"))
     arrays, labels = [np.asarray(Image.open(file)) for file in files], [file.parent.name for file in files]

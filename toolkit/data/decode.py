@@ -81,6 +81,10 @@ class UnreadableImage(Exception):
     """An image that cannot be used; its text is the reason in one line, without the path."""
 
 
+class TooLargeImage(UnreadableImage):
+    """An image that `max_pixels` rules out."""
+
+
 def decode(content: bytes, max_pixels: int = DEFAULT_MAX_PIXELS, least_px: int | None = None) -> Image.Image:
     """Return the first frame of an image file's bytes as a loaded RGB image, following DECODING_POLICY.
 
@@ -164,7 +168,7 @@ def _check_file(path: str | os.PathLike[str], max_pixels: int) -> None:
     if status.st_size == 0:
         raise UnreadableImage("the file is empty")
     if status.st_size > max_pixels * _FILE_BYTES_PER_PIXEL + _FILE_BYTES_ALWAYS:
-        raise UnreadableImage(f"{status.st_size} bytes is more than an image of max_pixels={max_pixels} needs")
+        raise TooLargeImage(f"{status.st_size} bytes is more than an image of max_pixels={max_pixels} needs")
 
 
 def _open(file: IO[bytes], max_pixels: int) -> Image.Image:
@@ -201,7 +205,7 @@ def _check_header(image: Image.Image, max_pixels: int) -> None:
     if width < 1 or height < 1:
         raise UnreadableImage(f"the image has no pixels ({width} × {height})")
     if width * height > max_pixels:
-        raise UnreadableImage(f"{width} × {height} pixels {TOO_LARGE}{max_pixels}")
+        raise TooLargeImage(f"{width} × {height} pixels {TOO_LARGE}{max_pixels}")
     tags = getattr(image, "tag_v2", {})
     # Camera raw files are TIFFs whose first image is a thumbnail; 254 says "reduced", 50706 is DNGVersion.
     if image.format == "TIFF" and (50706 in tags or tags.get(254) == 1):

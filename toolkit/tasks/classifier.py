@@ -18,6 +18,7 @@ from PIL import Image, ImageOps
 
 from toolkit.data.decode import UnreadableImage, as_rgb, decode, read_image
 from toolkit.data.manifest import UNASSIGNED, Manifest
+from toolkit.data.verify import too_large
 from toolkit.errors import DataError, SettingError, ToolkitError
 from toolkit.options import Options
 
@@ -58,6 +59,7 @@ class ImageClassifier:
             raise DataError(f"as many labels as images expected, got {len(images)} images and {len(labels)} labels")
         with tempfile.TemporaryDirectory() as folder:
             manifest = _manifest(images, [str(label) for label in labels], Path(folder))
+            manifest = manifest.without(too_large(manifest, max_pixels=options.max_pixels))
             drawn = replace(options, pictures=options.pictures and self.out is not None)
             run = start_run(manifest, self.out or str(Path(folder) / "run"), drawn, overwrite=self.overwrite)
             self.model_ = load_model(run.path, stages=_stages(options))

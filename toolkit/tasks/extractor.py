@@ -202,10 +202,11 @@ def _manifest(paths: Sequence[str], max_pixels: int) -> tuple[Manifest, NDArray[
     """Return the Manifest of the different files among absolute paths, and the row in it of each path, int64 (N,).
 
     Its root is the folder that holds them all, so that digests are shared with the other verbs. Raises DataError for
-    the first path that is no file.
+    the first path that is no file, and for the first image that is too large, which what is stored would not tell.
     """
     from toolkit.data.decode import UnreadableImage, probe_image
     from toolkit.data.manifest import UNASSIGNED, UNLABELLED, Manifest
+    from toolkit.data.verify import too_large
 
     different = sorted(set(paths))
     row_of = {path: row for row, path in enumerate(different)}
@@ -223,6 +224,10 @@ def _manifest(paths: Sequence[str], max_pixels: int) -> tuple[Manifest, NDArray[
         root, names = Path(different[0]).parent, tuple(different)
     labels = np.full(len(different), UNLABELLED, np.int64)
     manifest = Manifest(root, (), names, labels, np.full(len(different), UNASSIGNED, np.int8))
+    large = too_large(manifest, max_pixels=max_pixels)
+    if large:
+        row, why = large[0]
+        raise _unreadable(different[row], why, len(large))
     return manifest, np.array([row_of[path] for path in paths], np.int64)
 
 
