@@ -18,7 +18,10 @@ from tests.photos import photo
 from tests.tasks.small import SMALL
 from toolkit.data.decode import decode, read_image
 from toolkit.errors import ArtifactError, DataError, SettingError, ToolkitError
+from toolkit.features import contents
 from toolkit.tasks.classifier import ImageClassifier, _as_png
+from toolkit.tasks.evaluate import evaluate
+from toolkit.tasks.finetune import finetune
 
 N = 8
 
@@ -198,6 +201,34 @@ def test_an_image_that_is_too_large_is_left_out_though_its_features_are_stored(t
     assert ImageClassifier(**settings).fit(given, labels).metrics_["quarantined"] == 0
     strict = ImageClassifier(max_pixels=9_000, **settings).fit(given, labels)
     assert (strict.metrics_["quarantined"], strict.metrics_["used"]) == (2, 2 * N)
+
+
+def test_files_are_hashed_once_for_many_fits_and_for_the_other_verbs(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(contents, "SETTLED_AFTER_NS", -1)  # files of these tests are seconds old
+    files = sorted(photos.rglob("*.jpg"))
+    labels = [file.parent.name for file in files]
+    out, settings = tmp_path / "run", {**SMALL, "cache_dir": str(tmp_path / "cache")}
+    ImageClassifier(**settings).fit(files, labels)
+    assert len(list((tmp_path / "cache/contents").glob("*.safetensors"))) == 1
+    monkeypatch.setattr(contents.Contents, "_digest", None)
+    ImageClassifier(out=str(out), **settings).fit(files[::-1], labels[::-1])
+    toolkit.FeatureExtractor(**settings).transform(files)
+    folder_run = finetune(str(photos), out=str(tmp_path / "folder"), **settings)
+    assert len(list((tmp_path / "cache/contents").glob("*.safetensors"))) == 1
+    assert (out / "predictions.csv").read_bytes() == (folder_run.path / "predictions.csv").read_bytes()
+    found = evaluate(str(out), str(photos), device="cpu", workers=0)
+    assert (found.split, found.scores.n) == ("val", 6)
+
+
+def test_a_run_of_given_labels_is_not_gone_on_with_by_those_of_the_folder(tmp_path: Path, photos: Path) -> None:
+    files = sorted(photos.rglob("*.jpg"))
+    ImageClassifier(out=str(tmp_path / "run"), **SMALL).fit(files, ["odd", "even"] * (len(files) // 2))
+    assert finetune(resume=str(tmp_path / "run")).metrics["classes"] == ["even", "odd"]
+    (tmp_path / "run/metrics.json").unlink()
+    with pytest.raises(ArtifactError, match="only the program that called ImageClassifier has its labels"):
+        finetune(resume=str(tmp_path / "run"))
 
 
 def test_one_seed_gives_one_result_for_arrays_too(photos: Path) -> None:

@@ -7,6 +7,7 @@ import io
 import os
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from toolkit.data.decode import UnreadableImage, as_rgb, decode, read_image
-from toolkit.data.manifest import UNASSIGNED, Manifest
+from toolkit.data.manifest import UNASSIGNED, Manifest, common_root
 from toolkit.data.verify import too_large
 from toolkit.errors import DataError, SettingError, ToolkitError
 from toolkit.options import Options
@@ -105,7 +106,11 @@ def _stages(options: Options) -> Any:
 
 
 def _manifest(images: Sequence[Any], labels: Sequence[str], folder: Path) -> Manifest:
-    """Return a Manifest of the images; those that are no files are written as PNG."""
+    """Return a Manifest of the images.
+
+    Those that are no files are written as PNG into `folder`, which is its root then. The root of files alone is the
+    folder that holds them all, so that they are hashed once for many fits.
+    """
     paths = []
     for number, image in enumerate(images):
         if isinstance(image, (str, os.PathLike)):
@@ -114,15 +119,19 @@ def _manifest(images: Sequence[Any], labels: Sequence[str], folder: Path) -> Man
             place = folder / f"{number:08d}.png"
             place.write_bytes(_as_png(image, number))
             paths.append(place.name)  # the split hashes it: no trace of the folder, which is another each time
-    order = sorted(range(len(paths)), key=lambda i: paths[i])
+    root, names = folder, tuple(paths)
+    if all(os.path.isabs(path) for path in paths):
+        with suppress(ValueError):  # files on several drives
+            root, names = common_root(paths)
+    order = sorted(range(len(names)), key=lambda i: names[i])
     classes = tuple(sorted(set(labels)))
     label_of = {name: index for index, name in enumerate(classes)}
     return Manifest(
-        root=folder,
+        root=root,
         classes=classes,
-        paths=tuple(paths[i] for i in order),
+        paths=tuple(names[i] for i in order),
         labels=np.array([label_of[labels[i]] for i in order], dtype=np.int64),
-        splits=np.full(len(paths), UNASSIGNED, dtype=np.int8),
+        splits=np.full(len(names), UNASSIGNED, dtype=np.int8),
     )
 
 

@@ -205,7 +205,7 @@ def _manifest(paths: Sequence[str], max_pixels: int) -> tuple[Manifest, NDArray[
     the first path that is no file, and for the first image that is too large, which what is stored would not tell.
     """
     from toolkit.data.decode import UnreadableImage, probe_image
-    from toolkit.data.manifest import UNASSIGNED, UNLABELLED, Manifest
+    from toolkit.data.manifest import UNASSIGNED, UNLABELLED, Manifest, common_root
     from toolkit.data.verify import too_large
 
     different = sorted(set(paths))
@@ -216,10 +216,8 @@ def _manifest(paths: Sequence[str], max_pixels: int) -> tuple[Manifest, NDArray[
             probe_image(missing[0], max_pixels)
         except UnreadableImage as reason:
             raise _unreadable(missing[0], str(reason), len(set(missing))) from None
-    folders = {os.path.dirname(path) for path in different}
     try:
-        root = Path(os.path.commonpath(folders))
-        names = tuple(Path(path).relative_to(root).as_posix() for path in different)
+        root, names = common_root(different)
     except ValueError:  # on several drives
         root, names = Path(different[0]).parent, tuple(different)
     labels = np.full(len(different), UNLABELLED, np.int64)
