@@ -284,6 +284,17 @@ def test_a_search_puts_every_image_through_the_network_once(
     assert search.predict(paths[:3]).tolist() == ["cat", "cat", "cat"]
 
 
+def test_on_a_cpu_every_number_of_threads_has_features_of_its_own(paths: list[str], tmp_path: Path) -> None:
+    threads = torch.get_num_threads()
+    try:
+        for number, expected in ((1, 30), (2, 60), (1, 60)):
+            torch.set_num_threads(number)
+            tiny(cache_dir=str(tmp_path)).transform(paths)
+            assert n_stored(tmp_path) == expected
+    finally:
+        torch.set_num_threads(threads)
+
+
 def test_in_a_pipeline_and_beside_other_columns(paths: list[str]) -> None:
     model = make_pipeline(tiny(taps=[2, 3]), LogisticRegression(max_iter=1000))
     assert cross_val_score(model, np.array(paths), labels_of(paths), cv=2, error_score="raise").mean() > 0.6

@@ -35,10 +35,11 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
     `n_features_out_` (D) and `taps_`.
 
     With `cache` (the default) features are kept on the disk by the content of the images, in the folder that
-    `toolkit features` uses: in a `GridSearchCV` with any number of processes every image goes through the network
-    once, in one over taps among the last four stages as well. The keywords are those of `toolkit features`; `backbone`
-    may also be a Backbone, or modules of your own. A pickle or a clone carries the settings alone; of the networks by
-    name, the one used last stays open.
+    `toolkit features` uses: in a `GridSearchCV` every image goes through the network once, in one over taps among the
+    last four stages as well. On a CPU that is once for each number of threads, which decides the last digits: joblib
+    gives its processes fewer than the one that refits has, unless the environment sets OMP_NUM_THREADS for all. The
+    keywords are those of `toolkit features`; `backbone` may also be a Backbone, or modules of your own. A pickle or a
+    clone carries the settings alone; of the networks by name, the one used last stays open.
 
     Raises ToolkitError, in one line: DataError names the first image that cannot be read and the reason.
 
