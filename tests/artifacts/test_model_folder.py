@@ -116,6 +116,30 @@ def test_the_description_says_what_is_needed(pristine: Path) -> None:
     assert golden.shape == (2, 3) and not torch.allclose(golden[0], golden[1])
 
 
+def test_a_model_whose_images_were_decoded_as_version_2_did_is_loaded(folder: Path) -> None:
+    def older(description: dict[str, Any]) -> None:
+        description["decoding"] = {
+            "version": 2,
+            "formats": ["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "AVIF", "JPEG2000"],
+            "format_from": "content",
+            "frame": "first",
+            "orientation": "exif",
+            "transparency": "composited on white",
+            "grey_16_bit": "value / 257, rounded",
+            "grey_32_bit_and_float": "least of 0..1 (floats only), 0..255, 0..65535 that holds all values, "
+            "else min..max",
+            "icc_profile": "ignored",
+            "jpeg": "at 1/2, 1/4 or 1/8 of its size where both sides stay at least as long as is asked for",
+            "max_pixels": 1_000_000,
+        }
+
+    edit(folder, older, hide=True)
+    assert load_model(folder).max_pixels == 1_000_000
+    edit(folder, lambda d: d["decoding"].update(version=1), hide=True)
+    with pytest.raises(ArtifactError, match="decoded in another way"):
+        load_model(folder)
+
+
 def test_nothing_is_unpickled(pristine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import pickle
 

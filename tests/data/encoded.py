@@ -28,6 +28,14 @@ def pixels(content: bytes) -> np.ndarray:
     return np.asarray(image).astype(int)
 
 
+def white_is_zero(image: Image.Image) -> bytes:
+    """Return a TIFF that holds the values of a grey image, and says that 0 is white."""
+    content = encoded(image, "TIFF")
+    says = {one: struct.pack("<HHIHH", 262, 3, 1, one, 0) for one in (0, 1)}  # 262: photometric interpretation
+    assert content.count(says[1]) == 1
+    return content.replace(says[1], says[0])
+
+
 Chunk = tuple[bytes, bytes]
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.data.encoded import CAP, PHOTO, encoded, pixels, png
+from tests.data.encoded import CAP, PHOTO, encoded, pixels, png, white_is_zero
 from tests.photos import photo
 from toolkit.data.decode import DECODING_POLICY, IMAGE_SUFFIXES, RASTER_FORMATS, decode, read_image
 from toolkit.storage import digest
@@ -91,6 +91,15 @@ def test_sixteen_bit_grey_is_scaled_not_clipped():
     contents.append(encoded(Image.fromarray(values.astype(">u2")), "TIFF"))
     for content in contents:
         assert np.array_equal(pixels(content)[0, :, 0], expected)
+
+
+@pytest.mark.parametrize(
+    ("kind", "white"), [("u1", 255), ("<u2", 65535), ("<f4", 65535), ("<f4", 255), ("<f4", 1), ("<f4", 1e6)]
+)
+def test_grey_whose_0_is_white_is_no_negative_at_any_depth(kind, white):
+    values = (np.array([[0, 0.2, 0.4, 1]]) * white).astype(kind)
+    assert pixels(encoded(Image.fromarray(values), "TIFF"))[0, :, 0].tolist() == [0, 51, 102, 255]
+    assert pixels(white_is_zero(Image.fromarray(values)))[0, :, 0].tolist() == [255, 204, 153, 0]
 
 
 def test_sixteen_bit_rgb_png_keeps_the_high_bytes():

@@ -13,10 +13,15 @@ from PIL import Image
 from torch import nn
 
 import toolkit
+from tests.data.encoded import white_is_zero
 from tests.photos import photo
 from tests.tasks.small import SMALL
+from toolkit.data.decode import decode, read_image
 from toolkit.errors import ArtifactError, DataError, SettingError, ToolkitError
-from toolkit.tasks.classifier import ImageClassifier
+from toolkit.features import contents
+from toolkit.tasks.classifier import ImageClassifier, _as_png
+from toolkit.tasks.evaluate import evaluate
+from toolkit.tasks.finetune import finetune
 
 N = 8
 
@@ -62,11 +67,54 @@ def test_paths_images_and_arrays_are_the_same(fitted: ImageClassifier, tmp_path:
 
 def test_images_of_every_mode(fitted: ImageClassifier) -> None:
     rgb = photo(0, 0)
-    for mode in ("L", "P", "RGBA", "CMYK", "1", "F", "HSV", "LA", "I;16"):
+    for mode in ("L", "P", "RGBA", "CMYK", "1", "F", "HSV", "LA", "I;16", "I"):
         image = rgb.convert("L").convert("I").convert(mode) if mode == "I;16" else rgb.convert(mode)
         assert fitted.predict([image]).shape == (1,), mode
     grey = np.asarray(rgb.convert("L"))
     np.testing.assert_array_equal(fitted.predict_proba([grey]), fitted.predict_proba([rgb.convert("L")]))
+
+
+# With the value that is white; 65,535 tells 16 bits from 8.
+MODES = [(mode, 255) for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK")] + [
+    *((mode, 65535) for mode in ("I", "I;16", "I;16B", "F")),
+    ("I", 255),
+    ("F", 1),
+]
+
+
+def of_mode(mode: str, white: int) -> Image.Image:
+    """Return a picture of a mode, with values all the way from black to `white`."""
+    if mode not in ("I", "I;16", "I;16B", "F"):
+        return photo(1, 3).convert(mode)
+    kind = {"I": "<i4", "I;16": "<u2", "I;16B": ">u2", "F": "<f4"}[mode]
+    return Image.fromarray(np.linspace(0, white, 20 * 30).reshape(20, 30).astype(kind))
+
+
+@pytest.mark.parametrize(("mode", "white"), MODES)
+def test_a_file_and_the_image_in_memory_give_the_same_pixels(mode: str, white: int, tmp_path: Path) -> None:
+    image, file = of_mode(mode, white), tmp_path / "one.tif"
+    assert image.mode == mode
+    image.save(file)
+    expected = np.asarray(read_image(file)[1])
+    assert np.ptp(expected) > 30
+    with Image.open(file) as opened:
+        for same in (image, opened, opened):  # twice: it is not changed
+            np.testing.assert_array_equal(np.asarray(decode(_as_png(same, 0))), expected)
+
+
+def test_what_only_an_image_s_own_format_says_of_its_values_is_kept(tmp_path: Path) -> None:
+    dark = Image.fromarray(np.arange(200, dtype=np.uint16).reshape(10, 20))
+    dark.save(tmp_path / "dark.pgm")  # whose mode is I, with values that would be light in another file
+    dark.save(tmp_path / "key.png", transparency=100)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    of_mode("I;16", 65535).save(tmp_path / "turned.png", exif=exif)
+    (tmp_path / "x_ray.tif").write_bytes(white_is_zero(dark))
+    for name in ("dark.pgm", "key.png", "turned.png", "x_ray.tif"):
+        expected = np.asarray(read_image(tmp_path / name)[1])
+        with Image.open(tmp_path / name) as opened:
+            for _ in range(2):
+                np.testing.assert_array_equal(np.asarray(decode(_as_png(opened, 0))), expected, name)
 
 
 def test_an_image_is_turned_as_its_exif_says(fitted: ImageClassifier, tmp_path: Path) -> None:
@@ -142,6 +190,45 @@ def test_a_path_that_cannot_be_read_is_left_out_of_the_training(tmp_path: Path) 
     given, labels = images("PIL")
     model = ImageClassifier(**SMALL).fit([*given, tmp_path / "gone.jpg"], [*labels, "circle"])
     assert model.metrics_["quarantined"] == 1 and model.metrics_["used"] == 2 * N
+
+
+def test_an_image_that_is_too_large_is_left_out_though_its_features_are_stored(tmp_path: Path) -> None:
+    given, labels = images("PIL")
+    photo(0, 50).resize((100, 100)).save(tmp_path / "large.png")
+    given = [*given, tmp_path / "large.png", photo(1, 51).resize((101, 99))]
+    labels = [*labels, "square", "circle"]
+    settings = {**SMALL, "cache_dir": str(tmp_path / "cache")}
+    assert ImageClassifier(**settings).fit(given, labels).metrics_["quarantined"] == 0
+    strict = ImageClassifier(max_pixels=9_000, **settings).fit(given, labels)
+    assert (strict.metrics_["quarantined"], strict.metrics_["used"]) == (2, 2 * N)
+
+
+def test_files_are_hashed_once_for_many_fits_and_for_the_other_verbs(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(contents, "SETTLED_AFTER_NS", -1)  # files of these tests are seconds old
+    files = sorted(photos.rglob("*.jpg"))
+    labels = [file.parent.name for file in files]
+    out, settings = tmp_path / "run", {**SMALL, "cache_dir": str(tmp_path / "cache")}
+    ImageClassifier(**settings).fit(files, labels)
+    assert len(list((tmp_path / "cache/contents").glob("*.safetensors"))) == 1
+    monkeypatch.setattr(contents.Contents, "_digest", None)
+    ImageClassifier(out=str(out), **settings).fit(files[::-1], labels[::-1])
+    toolkit.FeatureExtractor(**settings).transform(files)
+    folder_run = finetune(str(photos), out=str(tmp_path / "folder"), **settings)
+    assert len(list((tmp_path / "cache/contents").glob("*.safetensors"))) == 1
+    assert (out / "predictions.csv").read_bytes() == (folder_run.path / "predictions.csv").read_bytes()
+    found = evaluate(str(out), str(photos), device="cpu", workers=0)
+    assert (found.split, found.scores.n) == ("val", 6)
+
+
+def test_a_run_of_given_labels_is_not_gone_on_with_by_those_of_the_folder(tmp_path: Path, photos: Path) -> None:
+    files = sorted(photos.rglob("*.jpg"))
+    ImageClassifier(out=str(tmp_path / "run"), **SMALL).fit(files, ["odd", "even"] * (len(files) // 2))
+    assert finetune(resume=str(tmp_path / "run")).metrics["classes"] == ["even", "odd"]
+    (tmp_path / "run/metrics.json").unlink()
+    with pytest.raises(ArtifactError, match="only the program that called ImageClassifier has its labels"):
+        finetune(resume=str(tmp_path / "run"))
 
 
 def test_one_seed_gives_one_result_for_arrays_too(photos: Path) -> None:

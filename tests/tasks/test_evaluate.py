@@ -8,13 +8,16 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from tests.photos import make_photos
 from tests.tasks.conftest import Runs
 from tests.tasks.small import run
 from toolkit.cli import main
 from toolkit.errors import ArtifactError, DataError, SettingError
+from toolkit.storage import digest
 from toolkit.tasks.evaluate import Evaluation, evaluate
 
 
@@ -127,6 +130,40 @@ def test_what_is_not_written_now_is_left_as_it_is_and_named(
     assert [file.read_bytes() for file in out.iterdir()] == [b"mine"]
     score(runs("head").path, photos, robustness=True, overwrite=True, out=str(out))
     assert (out / "robustness.png").read_bytes() != b"mine" and (out / "robustness.csv").exists()
+
+
+def test_uncompressed_images_with_one_margin_are_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def scans(folder: Path, seed: int) -> Path:
+        """Return a folder of grey BMPs whose first and last 100 kB are black."""
+        drawn = np.random.default_rng(seed)
+        for name in [f"{kind}/{number}.bmp" for kind in ("cat", "dog") for number in range(8)]:
+            pixels = np.zeros((600, 400), np.uint8)
+            pixels[260:340] = drawn.integers(0, 255, (80, 400))
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(folder / name)
+        return folder
+
+    result = run(scans(tmp_path / "data", 0), tmp_path / "run")
+    found = score(result.path, scans(tmp_path / "new", 1))
+    assert (found.split, found.scores.n) == ("all", 16)
+    assert "copies" not in capsys.readouterr().err
+    shutil.copytree(tmp_path / "data", tmp_path / "moved")
+    assert score(result.path, tmp_path / "moved").scores.n == result.metrics["val"]["n"]
+
+
+def test_a_run_of_an_earlier_version_knows_its_images_by_the_ends_of_their_files(tmp_path: Path) -> None:
+    data = make_photos(tmp_path / "data", {"cat": 10, "dog": 10})
+    for file in data.rglob("*.jpg"):
+        file.write_bytes(file.read_bytes() + bytes(200_000))  # what follows a JPEG's end is no part of it
+    result = run(data, tmp_path / "run")
+    rows = table(result.path / "trained_on.csv")
+    old = ["path,fingerprint"]
+    for row in rows:
+        content = (data / row["path"]).read_bytes()
+        old.append(f"{row['path']},{len(content)}-{digest(content[:65536] + content[-65536:]).hex()}")
+    (result.path / "trained_on.csv").write_text("\n".join(old) + "\n")
+    shutil.copytree(data, tmp_path / "moved")
+    assert score(result.path, tmp_path / "moved").scores.n == result.metrics["val"]["n"] == 20 - len(rows)
 
 
 def table(file: Path) -> list[dict[str, str]]:

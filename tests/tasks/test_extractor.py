@@ -168,6 +168,20 @@ def test_a_missing_file_stops_before_the_others_are_computed(tmp_path: Path, pat
     assert n_stored(tmp_path) == 0
 
 
+def test_a_stored_image_that_is_too_large_is_refused_as_well(tmp_path: Path, paths: list[str]) -> None:
+    photo(0, 0).resize((100, 100)).save(tmp_path / "large.png")
+    files = [*paths, str(tmp_path / "large.png"), str(tmp_path / "large.png")]
+    for cache in ("empty", "full"):
+        if cache == "full":
+            assert len(tiny(cache_dir=str(tmp_path / cache)).transform(files)) == 32
+        with pytest.raises(DataError, match=r"large\.png': 100 × 100 pixels is more than max_pixels=9999$"):
+            tiny(cache_dir=str(tmp_path / cache), max_pixels=9999).transform(files)
+    assert len(tiny(cache_dir=str(tmp_path / "full"), max_pixels=9999).transform(paths)) == 30
+    (tmp_path / "cut.png").write_bytes((tmp_path / "large.png").read_bytes()[:700])
+    with pytest.raises(DataError, match=r"cut\.png': .*truncated"):
+        tiny().transform([*paths, str(tmp_path / "cut.png")])
+
+
 def test_settings_are_checked_by_fit_alone(paths: list[str]) -> None:
     for settings, words in (
         ({"backbone": "efficientnet_lite9"}, "unknown backbone 'efficientnet_lite9'; did you mean"),
@@ -268,6 +282,17 @@ def test_a_search_puts_every_image_through_the_network_once(
     assert n_stored(tmp_path) == 30
     assert search.best_score_ > 0.9
     assert search.predict(paths[:3]).tolist() == ["cat", "cat", "cat"]
+
+
+def test_on_a_cpu_every_number_of_threads_has_features_of_its_own(paths: list[str], tmp_path: Path) -> None:
+    threads = torch.get_num_threads()
+    try:
+        for number, expected in ((1, 30), (2, 60), (1, 60)):
+            torch.set_num_threads(number)
+            tiny(cache_dir=str(tmp_path)).transform(paths)
+            assert n_stored(tmp_path) == expected
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_in_a_pipeline_and_beside_other_columns(paths: list[str]) -> None:

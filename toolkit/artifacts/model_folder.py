@@ -30,7 +30,7 @@ from toolkit.baselines.model import BaselineModel, BaselineNetwork, described, r
 from toolkit.baselines.neighbours import Neighbours
 from toolkit.baselines.net import CentredNet
 from toolkit.baselines.reading import Reading
-from toolkit.data.decode import DECODING_POLICY
+from toolkit.data.decode import DECODING_POLICY, EARLIER_POLICIES
 from toolkit.errors import ArtifactError, ToolkitError
 from toolkit.evaluation.ensemble import Ensemble
 from toolkit.heads.linear import LinearHead
@@ -128,6 +128,7 @@ def load_model(path: str | os.PathLike[str], *, stages: Sequence[nn.Module] | No
 
     stages: the modules of a user's own backbone, which has no name to be built from. Checks the digests of both
     files, the names and shapes of all tensors, and that the model gives its golden logits again. Raises ArtifactError.
+    A model of EARLIER_POLICIES is loaded too: who trained one on what these decode in another way should train again.
     """
     folder = model_folder(path)
     description = read_description(folder)
@@ -159,7 +160,7 @@ def load_ensemble(
 def _rebuild(description: dict[str, Any], stages: Sequence[nn.Module] | None) -> Model:
     """Build the network that a description speaks of, its weights still random."""
     policy = {key: value for key, value in description["decoding"].items() if key != "max_pixels"}
-    if policy != DECODING_POLICY:
+    if policy not in (DECODING_POLICY, *EARLIER_POLICIES):
         raise ArtifactError("this model was trained on images decoded in another way than this version's; train again")
     preprocessing, max_pixels = reading_of(description)
     classes = tuple(description["classes"])

@@ -9,13 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, TiffImagePlugin
 
+WHITE_IS_ZERO = 0  # a TIFF's photometric interpretation
+
 
 def to_rgb(image: Image.Image, *, png_depth: int = 8) -> Image.Image:
     """Return a loaded image of any mode as RGB; what is transparent becomes white, nothing is clipped.
 
     png_depth: bits a channel in the header of a PNG. 16-bit grey is divided by 257. 32-bit integers and floats
     are scaled from the least of 0..1 (floats only), 0..255 and 0..65535 that holds all values, else from
-    their own range; NaN counts as the lowest. CMYK follows Pillow's plain formula; ICC profiles are ignored.
+    their own range; NaN counts as the lowest. Where a TIFF says that 0 is white, black and
+    white change places. CMYK follows Pillow's plain formula; ICC profiles are ignored.
     """
     key = image.info.get("transparency")
     if image.mode in ("1", "L", "RGB") or image.mode.startswith("I;16"):
@@ -34,9 +37,9 @@ def _flat_to_rgb(image: Image.Image, key: int | tuple[int, ...] | None, depth: i
     depth: bits a channel in the file. Pillow gives the key in the file's units but pixels in 8 bits, hence
     the scaling (for 16-bit RGB, of which Pillow keeps the high bytes, the key is as coarse as they are).
     """
-    image.info.pop("transparency", None)  # Pillow would apply it in its own way
     wide = image.mode.startswith("I;16")
     grey_or_rgb = _squeeze(image) if wide else image.convert("RGB" if image.mode == "RGB" else "L")
+    grey_or_rgb.info.pop("transparency", None)  # Pillow would apply it in its own way
     if key is None:
         return grey_or_rgb.convert("RGB")
     if image.mode == "L" and depth < 8:
@@ -63,6 +66,8 @@ def _squeeze(image: Image.Image) -> Image.Image:
     low, high = _value_range(image, float(values.min()), float(values.max()))
     values -= low
     values *= 255 / (high - low)
+    if getattr(image, "tag_v2", {}).get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == WHITE_IS_ZERO:
+        np.subtract(255, values, out=values)  # Pillow does this to 8 bits and fewer alone
     return Image.fromarray(np.rint(values).astype(np.uint8))
 
 

@@ -44,7 +44,7 @@ IMAGE_SUFFIXES = frozenset((
 # fmt: on
 
 DECODING_POLICY: dict[str, Any] = {
-    "version": 2,
+    "version": 3,
     "formats": list(RASTER_FORMATS),
     "format_from": "content",
     "frame": "first",
@@ -52,9 +52,16 @@ DECODING_POLICY: dict[str, Any] = {
     "transparency": "composited on white",
     "grey_16_bit": "value / 257, rounded",
     "grey_32_bit_and_float": "least of 0..1 (floats only), 0..255, 0..65535 that holds all values, else min..max",
+    "grey_whose_0_is_white": "mirrored, of all depths",
     "icc_profile": "ignored",
     "jpeg": "at 1/2, 1/4 or 1/8 of its size where both sides stay at least as long as is asked for",
 }
+
+# Of models that are loaded all the same. Version 2 made negatives of TIFFs of 16 bits or floats whose 0 is white, and
+# decoded all else as now: to refuse its models would cost everyone theirs for images that next to nobody has.
+EARLIER_POLICIES: tuple[dict[str, Any], ...] = (
+    {key: value for key, value in DECODING_POLICY.items() if key != "grey_whose_0_is_white"} | {"version": 2},
+)
 
 _FILE_BYTES_PER_PIXEL = 16  # an uncompressed file of four 32-bit channels
 _FILE_BYTES_ALWAYS = 64 << 20
@@ -74,6 +81,10 @@ class UnreadableImage(Exception):
     """An image that cannot be used; its text is the reason in one line, without the path."""
 
 
+class TooLargeImage(UnreadableImage):
+    """An image that `max_pixels` rules out."""
+
+
 def decode(content: bytes, max_pixels: int = DEFAULT_MAX_PIXELS, least_px: int | None = None) -> Image.Image:
     """Return the first frame of an image file's bytes as a loaded RGB image, following DECODING_POLICY.
 
@@ -88,16 +99,24 @@ def decode(content: bytes, max_pixels: int = DEFAULT_MAX_PIXELS, least_px: int |
             None if least_px is None else image.draft(None, (least_px, least_px))
         )  # None: colours stay as they are
         image.load()
-        turn = _TURNS.get(_orientation(image))
         rgb = to_rgb(image, png_depth=content[24] if image.format == "PNG" else 8)
         if reduced is not None:  # a last column or row made of fewer pixels than the others would stretch the image
             _, (left, top, right, bottom) = reduced
             rgb = rgb.crop((left, top, int(right), int(bottom)))
-        return rgb if turn is None else rgb.transpose(turn)
+        return _turned(rgb, image)
     except UnreadableImage:
         raise
     except Exception as error:  # Pillow raises nearly every kind of exception on damaged files
         raise UnreadableImage(_one_line(error)) from error
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """Return an image that is open already as `decode` gives its file; the image itself stays as it is.
+
+    Raises OSError or ValueError where Pillow cannot load or convert it.
+    """
+    image.load()
+    return _turned(to_rgb(image), image)
 
 
 def read_image(
@@ -149,7 +168,7 @@ def _check_file(path: str | os.PathLike[str], max_pixels: int) -> None:
     if status.st_size == 0:
         raise UnreadableImage("the file is empty")
     if status.st_size > max_pixels * _FILE_BYTES_PER_PIXEL + _FILE_BYTES_ALWAYS:
-        raise UnreadableImage(f"{status.st_size} bytes is more than an image of max_pixels={max_pixels} needs")
+        raise TooLargeImage(f"{status.st_size} bytes is more than an image of max_pixels={max_pixels} needs")
 
 
 def _open(file: IO[bytes], max_pixels: int) -> Image.Image:
@@ -186,7 +205,7 @@ def _check_header(image: Image.Image, max_pixels: int) -> None:
     if width < 1 or height < 1:
         raise UnreadableImage(f"the image has no pixels ({width} × {height})")
     if width * height > max_pixels:
-        raise UnreadableImage(f"{width} × {height} pixels {TOO_LARGE}{max_pixels}")
+        raise TooLargeImage(f"{width} × {height} pixels {TOO_LARGE}{max_pixels}")
     tags = getattr(image, "tag_v2", {})
     # Camera raw files are TIFFs whose first image is a thumbnail; 254 says "reduced", 50706 is DNGVersion.
     if image.format == "TIFF" and (50706 in tags or tags.get(254) == 1):
@@ -206,6 +225,12 @@ def _foreign_format(start: bytes) -> str | None:
 
 def _is_avif(start: bytes) -> bool:
     return start[4:8] == b"ftyp" and start[8:12] in (b"avif", b"avis", b"mif1", b"msf1")
+
+
+def _turned(rgb: Image.Image, image: Image.Image) -> Image.Image:
+    """Return the pixels of an image upright."""
+    turn = _TURNS.get(_orientation(image))
+    return rgb if turn is None else rgb.transpose(turn)
 
 
 def _orientation(image: Image.Image) -> int:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -116,6 +117,15 @@ class Manifest:
             f"{len(self)} images of {len(self.classes)} classes ({sizes or 'not split yet'}); "
             f"{len(self.quarantined)} quarantined, {self.n_skipped} other files skipped"
         )
+
+
+def common_root(paths: Sequence[str]) -> tuple[Path, tuple[str, ...]]:
+    """Return the folder that holds all files of absolute paths, and the files' names in it as a Manifest has them.
+
+    So their digests are shared with whoever else reads that folder. Raises ValueError for files on several drives.
+    """
+    root = Path(os.path.commonpath({os.path.dirname(path) for path in paths}))
+    return root, tuple(Path(path).relative_to(root).as_posix() for path in paths)
 
 
 def spelling_twins(classes: Iterable[str]) -> list[str]:

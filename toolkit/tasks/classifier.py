@@ -7,6 +7,7 @@ import io
 import os
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -16,11 +17,15 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from toolkit.data.manifest import UNASSIGNED, Manifest
+from toolkit.data.decode import UnreadableImage, as_rgb, decode, read_image
+from toolkit.data.manifest import UNASSIGNED, Manifest, common_root
+from toolkit.data.verify import too_large
 from toolkit.errors import DataError, SettingError, ToolkitError
 from toolkit.options import Options
 
-PNG_MODES = ("1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA")  # what PNG holds without loss
+# What PNG holds as it is. What is white in a mode of more bits depends on the format that an image was opened from,
+# which is lost on the way to another one.
+PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA")
 
 
 class ImageClassifier:
@@ -55,6 +60,7 @@ class ImageClassifier:
             raise DataError(f"as many labels as images expected, got {len(images)} images and {len(labels)} labels")
         with tempfile.TemporaryDirectory() as folder:
             manifest = _manifest(images, [str(label) for label in labels], Path(folder))
+            manifest = manifest.without(too_large(manifest, max_pixels=options.max_pixels))
             drawn = replace(options, pictures=options.pictures and self.out is not None)
             run = start_run(manifest, self.out or str(Path(folder) / "run"), drawn, overwrite=self.overwrite)
             self.model_ = load_model(run.path, stages=_stages(options))
@@ -100,7 +106,11 @@ def _stages(options: Options) -> Any:
 
 
 def _manifest(images: Sequence[Any], labels: Sequence[str], folder: Path) -> Manifest:
-    """Return a Manifest of the images; those that are no files are written as PNG, which loses nothing."""
+    """Return a Manifest of the images.
+
+    Those that are no files are written as PNG into `folder`, which is its root then. The root of files alone is the
+    folder that holds them all, so that they are hashed once for many fits.
+    """
     paths = []
     for number, image in enumerate(images):
         if isinstance(image, (str, os.PathLike)):
@@ -109,15 +119,19 @@ def _manifest(images: Sequence[Any], labels: Sequence[str], folder: Path) -> Man
             place = folder / f"{number:08d}.png"
             place.write_bytes(_as_png(image, number))
             paths.append(place.name)  # the split hashes it: no trace of the folder, which is another each time
-    order = sorted(range(len(paths)), key=lambda i: paths[i])
+    root, names = folder, tuple(paths)
+    if all(os.path.isabs(path) for path in paths):
+        with suppress(ValueError):  # files on several drives
+            root, names = common_root(paths)
+    order = sorted(range(len(names)), key=lambda i: names[i])
     classes = tuple(sorted(set(labels)))
     label_of = {name: index for index, name in enumerate(classes)}
     return Manifest(
-        root=folder,
+        root=root,
         classes=classes,
-        paths=tuple(paths[i] for i in order),
+        paths=tuple(names[i] for i in order),
         labels=np.array([label_of[labels[i]] for i in order], dtype=np.int64),
-        splits=np.full(len(paths), UNASSIGNED, dtype=np.int8),
+        splits=np.full(len(names), UNASSIGNED, dtype=np.int8),
     )
 
 
@@ -129,11 +143,11 @@ def _check_several(images: Any, at_least: int) -> None:
 
 
 def _as_png(image: Any, number: int) -> bytes:
-    """Return an image as PNG, turned as its EXIF says, which loses nothing."""
+    """Return an image as PNG, turned as its EXIF says, whose pixels are those that the image's own file would give."""
     written = io.BytesIO()
     try:
-        upright = ImageOps.exif_transpose(_as_image(image, number))
-        (upright if upright.mode in PNG_MODES else upright.convert("RGB")).save(written, format="PNG")
+        opened = _as_image(image, number)
+        (ImageOps.exif_transpose(opened) if opened.mode in PNG_MODES else as_rgb(opened)).save(written, format="PNG")
     except (OSError, ValueError) as error:
         raise DataError(f"image {number}: {error}") from error
     return written.getvalue()
@@ -150,7 +164,6 @@ def _as_image(image: Any, number: int) -> Image.Image:
 
 def _decoded(image: Any, number: int, model: Any) -> Image.Image:
     """Return RGB pixels by the one decoding that training used too."""
-    from toolkit.data.decode import UnreadableImage, decode, read_image
     from toolkit.data.views import decoded_px
 
     try:

@@ -35,10 +35,11 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
     `n_features_out_` (D) and `taps_`.
 
     With `cache` (the default) features are kept on the disk by the content of the images, in the folder that
-    `toolkit features` uses: in a `GridSearchCV` with any number of processes every image goes through the network
-    once, in one over taps among the last four stages as well. The keywords are those of `toolkit features`; `backbone`
-    may also be a Backbone, or modules of your own. A pickle or a clone carries the settings alone; of the networks by
-    name, the one used last stays open.
+    `toolkit features` uses: in a `GridSearchCV` every image goes through the network once, in one over taps among the
+    last four stages as well. On a CPU that is once for each number of threads, which decides the last digits: joblib
+    gives its processes fewer than the one that refits has, unless the environment sets OMP_NUM_THREADS for all. The
+    keywords are those of `toolkit features`; `backbone` may also be a Backbone, or modules of your own. A pickle or a
+    clone carries the settings alone; of the networks by name, the one used last stays open.
 
     Raises ToolkitError, in one line: DataError names the first image that cannot be read and the reason.
 
@@ -202,10 +203,11 @@ def _manifest(paths: Sequence[str], max_pixels: int) -> tuple[Manifest, NDArray[
     """Return the Manifest of the different files among absolute paths, and the row in it of each path, int64 (N,).
 
     Its root is the folder that holds them all, so that digests are shared with the other verbs. Raises DataError for
-    the first path that is no file.
+    the first path that is no file, and for the first image that is too large, which what is stored would not tell.
     """
     from toolkit.data.decode import UnreadableImage, probe_image
-    from toolkit.data.manifest import UNASSIGNED, UNLABELLED, Manifest
+    from toolkit.data.manifest import UNASSIGNED, UNLABELLED, Manifest, common_root
+    from toolkit.data.verify import too_large
 
     different = sorted(set(paths))
     row_of = {path: row for row, path in enumerate(different)}
@@ -215,14 +217,16 @@ def _manifest(paths: Sequence[str], max_pixels: int) -> tuple[Manifest, NDArray[
             probe_image(missing[0], max_pixels)
         except UnreadableImage as reason:
             raise _unreadable(missing[0], str(reason), len(set(missing))) from None
-    folders = {os.path.dirname(path) for path in different}
     try:
-        root = Path(os.path.commonpath(folders))
-        names = tuple(Path(path).relative_to(root).as_posix() for path in different)
+        root, names = common_root(different)
     except ValueError:  # on several drives
         root, names = Path(different[0]).parent, tuple(different)
     labels = np.full(len(different), UNLABELLED, np.int64)
     manifest = Manifest(root, (), names, labels, np.full(len(different), UNASSIGNED, np.int8))
+    large = too_large(manifest, max_pixels=max_pixels)
+    if large:
+        row, why = large[0]
+        raise _unreadable(different[row], why, len(large))
     return manifest, np.array([row_of[path] for path in paths], np.int64)
 
 

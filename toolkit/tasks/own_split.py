@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.artifacts.run_folder import PREDICTIONS, TRAINED_ON, RunFolder
-from toolkit.data.fingerprints import fingerprint, size_in
+from toolkit.data.fingerprints import fingerprint, is_among, size_in
 from toolkit.data.manifest import TEST, TRAIN, UNASSIGNED, VAL, Manifest
 from toolkit.errors import DataError, ToolkitError
 from toolkit.evaluation.csv_text import csv_text
@@ -99,8 +99,8 @@ def _by_path(run: Path, manifest: Manifest) -> NDArray[np.bool_]:
 
 
 def _by_content(run: Path, manifest: Manifest) -> NDArray[np.bool_]:
-    """Return which rows have the content of an image that a run was trained on; a file is read if its size is one of
-    theirs."""
+    """Return which rows have the content of an image that a run was trained on, be it an earlier version's; a file
+    is read if its size is one of theirs."""
     found = np.zeros(len(manifest), dtype=bool)
     if not (run / TRAINED_ON).exists():
         return found
@@ -109,7 +109,7 @@ def _by_content(run: Path, manifest: Manifest) -> NDArray[np.bool_]:
     for row in range(len(manifest)) if known else ():
         with suppress(OSError):
             file = manifest.file(row)
-            found[row] = file.stat().st_size in sizes and _fingerprint(file) in known
+            found[row] = file.stat().st_size in sizes and is_among(file, known)
     return found
 
 

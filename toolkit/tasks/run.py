@@ -32,6 +32,8 @@ from toolkit.training.need_tensorboard import need_tensorboard
 from toolkit.training.network import TransferNetwork
 from toolkit.training.trained import TrainedModel
 
+GIVEN = "given"  # in the config of a run whose images and labels a program gave: no folder says them again
+
 
 @dataclass(frozen=True, eq=False)
 class Run:
@@ -76,10 +78,11 @@ def start_run(data: str | os.PathLike[str] | Manifest, out: str, options: Option
     named = replace(options, backbone=DEFAULT) if options.backbone == AUTO_BACKBONE else options
     backbone = open_backbone(named)
     plan_ahead(manifest, named, backbone)
-    source = str(manifest.root) if isinstance(data, Manifest) else str(Path(data).expanduser().absolute())
+    source = manifest.root if isinstance(data, Manifest) else Path(data).expanduser().absolute()
+    of_program = {GIVEN: True} if isinstance(data, Manifest) else {}
     folder.check_free(overwrite=overwrite)  # again: the scan may have taken minutes
     with open_store(options.cache, options.cache_dir) as store:
-        folder.begin({"data": source, "out": str(where), **options.to_dict()})
+        folder.begin({"data": str(source), "out": str(where), **of_program, **options.to_dict()})
         say(str(manifest))
         with folder.held():
             if named is not options:
@@ -98,6 +101,10 @@ def resume_run(path: str | os.PathLike[str], own_backbone: Any = None) -> Run:
         raise ArtifactError(f"{folder.path} is the run of a baseline; go on with it by toolkit baseline --resume")
     if folder.finished and folder.tidied:
         return _as_it_is(folder)
+    if config.get(GIVEN):
+        if folder.finished:
+            return _as_it_is(folder)
+        raise ArtifactError(f"{folder.path}: only the program that called ImageClassifier has its labels; fit it again")
     if config.get("backbone") == CUSTOM:
         if own_backbone is None and folder.finished:
             return _as_it_is(folder)
