@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from tests.photos import make_photos
-from tests.tasks.trials import NAMES, fits, go, half, photos  # fixtures among them
+from tests.tasks.trials import NAMES, fits, go, half, photos, verdict_of  # fixtures among them
 from toolkit.data.manifest import VAL
-from toolkit.tasks import trial
+from toolkit.tasks import find_rate, trial
 from toolkit.training import trained
 from toolkit.training.mixing import SHARES, Verdict
 
@@ -73,3 +73,36 @@ def test_an_image_that_fails_under_one_mixture_judges_none(
     _, _, tried = fits[0]
     labels = tried.labels[tried.rows(VAL)].tolist()
     assert judged[0] == ([11] * 5, labels[:3] + labels[4:])
+
+
+def with_a_broken_class(root: Path, n: int) -> Path:
+    """Make photographs of NAMES and, the first by its label, of a class all of whose files end in the middle."""
+    make_photos(root, {**dict.fromkeys(NAMES, n), "bat": 3})
+    for path in (root / "bat").iterdir():
+        path.write_bytes(path.read_bytes()[:-300])
+    return root
+
+
+@pytest.mark.usefixtures("half")
+def test_a_class_without_a_readable_file_does_not_change_the_verdict(photos: Path, tmp_path: Path) -> None:
+    """Its score of -100 must not be averaged with those of the others, whose temperature it would more than double."""
+    broken = with_a_broken_class(tmp_path / "photos", 20)
+    plain, found = (verdict_of(go(of, tmp_path / of.parent.name / "run")) for of in (photos, broken))
+    assert found.share == plain.share == 0.5 and found.n == plain.n
+    assert found.temperature == pytest.approx(plain.temperature, rel=1e-3)
+    for one, other in zip(found.mixtures, plain.mixtures, strict=True):
+        assert one.temperature == pytest.approx(other.temperature, rel=1e-3)
+        assert (one.accuracy, one.nll) == (other.accuracy, pytest.approx(other.nll, rel=1e-3))
+
+
+def test_rates_are_rehearsed_by_the_classes_that_have_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[bool]] = []
+    rehearse = find_rate.rehearse
+
+    def noted(*arguments: Any, seen: Any, **settings: Any) -> Any:
+        asked.append(seen.tolist())
+        return rehearse(*arguments, seen=seen, **settings)
+
+    monkeypatch.setattr(find_rate, "rehearse", noted)
+    go(with_a_broken_class(tmp_path / "photos", 5), tmp_path / "run", lr="auto", mixing=1.0)
+    assert asked and all(seen == [False, True, True, True, True] for seen in asked)

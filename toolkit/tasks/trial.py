@@ -32,8 +32,8 @@ class Trial:
     """One training without the images that judge it: the VAL rows of `manifest`.
 
     fitted: what it came to; its end is None where it went astray, and where nobody needs it any more. start: the
-    weights that it began with, or None likewise. scores: float32 (n, C) on the CPU for each of SHARES. labels: int64
-    (n,).
+    weights that it began with, or None likewise. scores: float32 (n, C) on the CPU for each of SHARES, by the classes
+    that have training images. labels: int64 (n,), positions among these.
     """
 
     manifest: Manifest
@@ -163,6 +163,8 @@ def _scores_of_mixtures(
 ) -> tuple[tuple[Tensor, ...], Tensor]:
     """Return scores (n, C) for each share and the labels (n,) of the VAL rows, in a pass over them for each.
 
+    Of the classes that have training images: those that are never predicted have no say in temperatures (`among_seen`).
+
     What a mixture runs as has to be made anew, which may take as long as a batch does: so each is put once, and sees
     all images. Their inputs are read as often, for a thousand need not fit into memory: from the store that is next to
     nothing, and where they are decoded live, five times a fifth of the images is one epoch's work.
@@ -170,18 +172,19 @@ def _scores_of_mixtures(
     model = TrainedModel.of(network, job.backbone, manifest.classes, job.options.max_pixels)
     loader = make_data(prepared, manifest, job).val_dataloader()
     rows = manifest.rows(VAL)
-    scores = torch.empty((len(shares), len(rows), len(manifest.classes)))
+    seen = np.flatnonzero(manifest.class_counts(TRAIN))
+    scores = torch.empty((len(shares), len(rows), len(seen)))
     times_read = np.zeros(len(rows), dtype=np.int64)
     for share, found in zip(shares, scores, strict=True):
         put_mixture(network, start, end, share)
         for batch in loader:
             if len(batch.rows):
                 positions = np.searchsorted(rows, batch.rows.numpy())
-                found[positions] = model.logits(batch.inputs, job.device)
+                found[positions] = model.logits(batch.inputs, job.device)[:, seen]
                 times_read[positions] += 1
     network.cpu()
     read = times_read == len(shares)  # live, a file may fail in one pass and not in another
-    return tuple(scores[:, read]), torch.from_numpy(manifest.labels[rows[read]])
+    return tuple(scores[:, read]), torch.from_numpy(np.searchsorted(seen, manifest.labels[rows[read]]))
 
 
 def head_without(tried: Manifest, prepared: Prepared, job: Job) -> nn.Module:
