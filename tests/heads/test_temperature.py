@@ -8,7 +8,7 @@ import torch
 
 from toolkit.heads.examples import UNSEEN_BIAS
 from toolkit.heads.linear import LinearHead
-from toolkit.heads.temperature import best_temperature, fold_temperature, negative_log_likelihoods
+from toolkit.heads.temperature import among_seen, best_temperature, fold_temperature, negative_log_likelihoods
 
 
 def drawn(n: int, n_classes: int, temperature: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -66,6 +66,17 @@ def test_scores_that_are_always_wrong_become_even():
 @pytest.mark.parametrize("scores", [np.zeros((0, 3)), np.zeros((5, 1)), np.full((5, 3), 7.0)])
 def test_scores_that_say_nothing_keep_a_temperature_of_one(scores):
     assert best_temperature(scores, np.zeros(len(scores), dtype=np.int64)) == 1.0
+
+
+def test_a_class_never_seen_has_no_say():
+    scores, labels = drawn(40, 4, 1.0)
+    seen = np.array([True, True, False, True, True])
+    more, among = np.insert(scores, 2, UNSEEN_BIAS, axis=1), np.flatnonzero(seen)[labels]
+    alone, positions = among_seen(more, among, seen)
+    assert (alone == scores).all() and (positions == labels).all()
+    temperature = best_temperature(scores, labels)
+    assert best_temperature(alone, positions) == temperature
+    assert best_temperature(more, among) > 1.3 * temperature, "the average of its scores counts"
 
 
 def test_it_is_folded_into_a_head_but_for_classes_never_seen():

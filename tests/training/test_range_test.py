@@ -23,9 +23,10 @@ from toolkit.training.range_chart import range_chart, range_csv
 from toolkit.training.range_test import RangePoint, range_test, smoothed, suggestion
 
 
-def module_of(**recipe: Any) -> TransferModule:
+def module_of(n_classes: int = 3, **recipe: Any) -> TransferModule:
     torch.manual_seed(0)
-    return TransferModule(tiny_backbone(), 3, spec=FreezeSpec.at_cut(4, 1), recipe=Recipe(**{"lr": 0.02, **recipe}))
+    spec = FreezeSpec.at_cut(4, 1)
+    return TransferModule(tiny_backbone(), n_classes, spec=spec, recipe=Recipe(**{"lr": 0.02, **recipe}))
 
 
 def batches_of(data: ImageFolderData) -> Any:

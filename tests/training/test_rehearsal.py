@@ -14,6 +14,7 @@ from tests.training.test_range_test import batches_of, data, held_out_of, module
 from tests.training.tiny import assert_equal, copied
 from toolkit.data.datamodule import ImageFolderData
 from toolkit.data.manifest import VAL
+from toolkit.heads.examples import UNSEEN_BIAS
 from toolkit.training import rehearsal, tryout
 from toolkit.training.checkpoints import random_state
 from toolkit.training.range_chart import range_chart
@@ -52,6 +53,18 @@ def test_the_rates_of_all_groups_rise_and_fall_together(data: ImageFolderData, m
     factors = [step[0] for step in during]
     assert factors[:3] == pytest.approx([1.0, 2.0, 3.0]) and factors[3:] == sorted(factors[3:], reverse=True)
     assert 0 < factors[-1] < 0.5
+
+
+def test_a_class_never_seen_changes_nothing(data: ImageFolderData) -> None:
+    """Its score is far below all others, which the temperature of the others must not be found by."""
+    found = []
+    for seen in ([True] * 3, [True] * 3 + [False]):
+        module = module_of(n_classes=len(seen))
+        with torch.no_grad():
+            module.network.head.linear.bias[3:] = UNSEEN_BIAS  # type: ignore[union-attr, operator, index]
+        more: dict[str, Any] = {"steps": 10, "seen": np.array(seen)}
+        found.append(rehearse(module, batches_of(data), held_out_of(data), 1.0, **more))
+    assert found[1].losses == pytest.approx(found[0].losses, rel=1e-5) and (found[0].hits == found[1].hits).all()
 
 
 def test_more_steps_at_a_good_rate_learn_more_and_a_wild_one_is_found_out(data: ImageFolderData) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.heads.examples import Examples, Trial
-from toolkit.heads.temperature import best_temperature, negative_log_likelihoods
+from toolkit.heads.temperature import among_seen, best_temperature, negative_log_likelihoods
 
 MEASURES = ("errors", "nll")
 # More taps cost nothing, as the pass goes by them anyway: over 64 splits of three data sets half a standard error was
@@ -55,8 +55,7 @@ def scored_entry(kind: str, taps: tuple[int, ...], trial: Trial, examples: Examp
     """Return the Entry of a trial whose scores are those of `examples.scored`."""
     rows = examples.scored
     learnable = examples.learnable[rows]
-    classes = np.flatnonzero(examples.seen)
-    scores, positions = trial.scores[:, classes], np.searchsorted(classes, examples.labels[rows])
+    scores, positions = among_seen(trial.scores, examples.labels[rows], examples.seen)
     temperature = best_temperature(scores[learnable], positions[learnable])
     nll = negative_log_likelihoods(scores, positions, temperature) * learnable
     errors = (scores.argmax(axis=1) != positions).astype(np.float64)

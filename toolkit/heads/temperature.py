@@ -19,8 +19,9 @@ def best_temperature(scores: NDArray[Any], labels: NDArray[np.int64]) -> float:
     """Return the T for which softmax(scores / T) has the smallest negative log-likelihood (Guo et al. 2017).
 
     scores: float (n, C), finite, of images that the model has not seen. labels: int64 (n,), 0 to C − 1. One more image
-    with a bit of every class and the average scores keeps T from 0 where all are right; T is bounded besides, and 1
-    where scores say nothing: no image, a single class, or all scores equal.
+    with a bit of every class and the average scores keeps T from 0 where all are right (so C are to be classes that
+    were learned: see `among_seen`); T is bounded besides, and 1 where scores say nothing: no image, a single class, or
+    all scores equal.
     """
     from scipy.optimize import minimize_scalar
 
@@ -39,6 +40,18 @@ def best_temperature(scores: NDArray[Any], labels: NDArray[np.int64]) -> float:
     bounds = (np.log(NARROWEST_LOGITS), np.log(WIDEST_LOGITS))
     found = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-4})
     return spread / float(np.exp(found.x))
+
+
+def among_seen(
+    scores: NDArray[Any], labels: NDArray[np.int64], seen: NDArray[np.bool_]
+) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """Return the scores of the classes that were seen, and the labels, all of such classes, as positions among them.
+
+    A class without training images is never predicted, but its score, far below all others, would pull the average
+    scores down that `best_temperature` asks about, and so make every model look much too sure.
+    """
+    classes = np.flatnonzero(seen)
+    return scores[:, classes], np.searchsorted(classes, labels)
 
 
 def negative_log_likelihoods(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from toolkit.artifacts.run_folder import LR_RANGE, LR_RANGE_PICTURE, PLAN, RunFolder
-from toolkit.data.manifest import VAL, Manifest
+from toolkit.data.manifest import TRAIN, VAL, Manifest
 from toolkit.hardware import resolve_precision
 from toolkit.options import AUTO_RATE
 from toolkit.planning.forecast import REHEARSED_STEPS
@@ -101,8 +101,8 @@ def _rehearsed(
         done = []
         for one in tryouts:
             with one:
-                judges = one.judges()
-                done.append(rehearse(one.module, one.batches, judges, multiplier, **length, **settings))
+                judges, seen = one.judges(), one.manifest.class_counts(TRAIN) > 0
+                done.append(rehearse(one.module, one.batches, judges, multiplier, seen=seen, **length, **settings))
         joined = Rehearsal.joined(done)
         say(f"  {n_steps} steps at {multiplier:.2g} times: loss {joined.loss:.3f}, {joined.accuracy:.3f} right")
         return joined

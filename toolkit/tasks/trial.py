@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -31,8 +32,8 @@ class Trial:
     """One training without the images that judge it: the VAL rows of `manifest`.
 
     fitted: what it came to; its end is None where it went astray, and where nobody needs it any more. start: the
-    weights that it began with, or None likewise. scores: float32 (n, C) on the CPU for each of SHARES. labels: int64
-    (n,).
+    weights that it began with, or None likewise. scores: float32 (n, C) on the CPU for each of SHARES, by the classes
+    that have training images. labels: int64 (n,), positions among these.
     """
 
     manifest: Manifest
@@ -160,21 +161,30 @@ def _scores_of_mixtures(
     job: Job,
     shares: Sequence[float],
 ) -> tuple[tuple[Tensor, ...], Tensor]:
-    """Return scores (n, C) for each share and the labels (n,) of the VAL rows, in one pass over them."""
+    """Return scores (n, C) for each share and the labels (n,) of the VAL rows, in a pass over them for each.
+
+    Of the classes that have training images: those that are never predicted have no say in temperatures (`among_seen`).
+
+    What a mixture runs as has to be made anew, which may take as long as a batch does: so each is put once, and sees
+    all images. Their inputs are read as often, for a thousand need not fit into memory: from the store that is next to
+    nothing, and where they are decoded live, five times a fifth of the images is one epoch's work.
+    """
     model = TrainedModel.of(network, job.backbone, manifest.classes, job.options.max_pixels)
-    labels: list[Tensor] = []
-    scores: list[list[Tensor]] = [[] for _ in shares]
-    for batch in make_data(prepared, manifest, job).val_dataloader():
-        if len(batch.labels):
-            labels.append(batch.labels)
-            for share, found in zip(shares, scores, strict=True):
-                put_mixture(network, start, end, share)
-                found.append(model.logits(batch.inputs, job.device))
+    loader = make_data(prepared, manifest, job).val_dataloader()
+    rows = manifest.rows(VAL)
+    seen = np.flatnonzero(manifest.class_counts(TRAIN))
+    scores = torch.empty((len(shares), len(rows), len(seen)))
+    times_read = np.zeros(len(rows), dtype=np.int64)
+    for share, found in zip(shares, scores, strict=True):
+        put_mixture(network, start, end, share)
+        for batch in loader:
+            if len(batch.rows):
+                positions = np.searchsorted(rows, batch.rows.numpy())
+                found[positions] = model.logits(batch.inputs, job.device)[:, seen]
+                times_read[positions] += 1
     network.cpu()
-    if not labels:
-        nothing = torch.empty((0, len(manifest.classes)))
-        return tuple(nothing for _ in shares), torch.empty(0, dtype=torch.int64)
-    return tuple(torch.cat(found) for found in scores), torch.cat(labels)
+    read = times_read == len(shares)  # live, a file may fail in one pass and not in another
+    return tuple(scores[:, read]), torch.from_numpy(np.searchsorted(seen, manifest.labels[rows[read]]))
 
 
 def head_without(tried: Manifest, prepared: Prepared, job: Job) -> nn.Module:

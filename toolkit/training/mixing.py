@@ -107,13 +107,14 @@ WENT_ASTRAY = Verdict(0.0, 0, 0.0, 0.0, (), "it lost what the head could do, and
 def judge(scores: Sequence[NDArray[Any]], labels: NDArray[np.int64], shares: Sequence[float] = SHARES) -> Verdict:
     """Return the Verdict on mixtures of `shares`, the first of which is 0.
 
-    scores: float (n, C) of each. labels: int64 (n,). A mixture may be kept if it wins negative log-likelihood over the
-    head, more than SURE standard errors of the mean gain and LEAST_GAIN, and is right for no fewer images. Of those,
-    the one with the largest share is, unless it is worse than the best of them by more than the standard error of their
-    difference. (The likelihood, and not the accuracy, which a hundred images hardly tell apart. The largest share,
-    since what is judged here has seen fewer images than what is kept will have. On the validation images of 31
-    trainings by `scripts/bench/recipes`, nearly all of them `full` on photographs of flowers, the end was right for 0.6
-    points more than the half-way mixture, and that for 1.1 points more than the head; NLL 0.402, 0.392 and 0.436.)
+    scores: float (n, C) of each, by the classes that have training images. labels: int64 (n,). A mixture may be kept if
+    it wins negative log-likelihood over the head, more than SURE standard errors of the mean gain and LEAST_GAIN, and
+    is right for no fewer images. Of those, the one with the largest share is, unless it is worse than the best of them
+    by more than the standard error of their difference. (The likelihood, and not the accuracy, which a hundred images
+    hardly tell apart. The largest share, since what is judged here has seen fewer images than what is kept will have.
+    On the validation images of 31 trainings by `scripts/bench/recipes`, nearly all of them `full` on photographs of
+    flowers, the end was right for 0.6 points more than the half-way mixture, and that for 1.1 points more than the
+    head; NLL 0.402, 0.392 and 0.436.)
     """
     n = len(labels)
     if n == 0:
@@ -142,8 +143,8 @@ def judge(scores: Sequence[NDArray[Any]], labels: NDArray[np.int64], shares: Seq
 
 
 def is_no_worse(scores: NDArray[Any], others: NDArray[Any], labels: NDArray[np.int64]) -> bool:
-    """Return whether scores float (n, C) are no clearly less likely than others are, each at the temperature that suits
-    it; False where they are no numbers.
+    """Return whether scores float (n, C), as for `judge`, are no clearly less likely than others are, each at the
+    temperature that suits it; False where they are no numbers.
 
     What one image with a bit of every class costs, which keeps temperatures from 0, is no difference.
     """

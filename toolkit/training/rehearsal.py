@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from toolkit.hardware import autocast, true_float32
-from toolkit.heads.temperature import best_temperature, negative_log_likelihoods
+from toolkit.heads.temperature import among_seen, best_temperature, negative_log_likelihoods
 from toolkit.training.module import TransferModule
 from toolkit.training.schedule import rate_factors
 from toolkit.training.tryout import Labelled, as_it_was, learn
@@ -68,6 +68,7 @@ def rehearse(
     clip: float | None = 1.0,
     accumulate: int = 1,
     steps_an_epoch: float = 1.0,
+    seen: NDArray[np.bool_] | None = None,
 ) -> Rehearsal:
     """Return what so many steps with a factor on the rates of all groups come to; the module stays as it was.
 
@@ -75,7 +76,7 @@ def rehearse(
     these steps) as the recipe has it; no average of the weights (`ema`) is taken and nothing pulls them to where they
     began, which short trainings do not show. batches: epoch (from 0) → that epoch's batches, on the module's device,
     `accumulate` of which make a step. held_out: labelled batches, one image or more. precision: resolved; "16-mixed"
-    is done in full.
+    is done in full. seen: bool (C,), the classes that have training images; all by default.
     """
     precision = "32-true" if precision == "16-mixed" else precision
     recipe = module.recipe
@@ -90,10 +91,16 @@ def rehearse(
                 group["lr"] = rate * factor(step)
             if learn(module, optimizer, list(itertools.islice(stream, accumulate)), precision, clip) is None:
                 return _no_number(multiplier, sum(len(labels) for _, labels in held_out))
-        return _judged(module, held_out, multiplier, precision)
+        return _judged(module, held_out, multiplier, precision, seen)
 
 
-def _judged(module: TransferModule, held_out: Iterable[Labelled], multiplier: float, precision: str) -> Rehearsal:
+def _judged(
+    module: TransferModule,
+    held_out: Iterable[Labelled],
+    multiplier: float,
+    precision: str,
+    seen: NDArray[np.bool_] | None,
+) -> Rehearsal:
     module.eval()
     scores, classes = [], []
     with torch.no_grad():
@@ -104,6 +111,8 @@ def _judged(module: TransferModule, held_out: Iterable[Labelled], multiplier: fl
     logits, own = torch.cat(scores).numpy(), torch.cat(classes).numpy()
     if not np.isfinite(logits).all():
         return _no_number(multiplier, len(own))
+    if seen is not None:
+        logits, own = among_seen(logits, own, seen)
     losses = negative_log_likelihoods(logits, own, best_temperature(logits, own))
     return Rehearsal(multiplier, losses, logits.argmax(axis=1) == own)
 
