@@ -56,7 +56,8 @@ def make_plan(
 ) -> TransferPlan:
     """Return the plan for a data set; what the user set wins, and is named in `overridden`.
 
-    evidence: without probes, before anything is measured, the cheapest strategy stands for what auto will choose.
+    evidence: without probes, before anything is measured or where it cannot be, the cheapest strategy stands for what
+    auto would choose.
     stage_sizes: the backbone's parameters by stage. taps: those that may compete.
     """
     facts, head = evidence.facts, evidence.head
@@ -74,6 +75,8 @@ def make_plan(
         reasons += told
         if "head" not in strategies:
             reasons.append("a key that is set is for what trains by steps: a head alone was not weighed")
+    else:
+        reasons.append(f"{facts.n_train} training images; no stage was probed: {strategy} is the least work")
     spec = freezing(strategy, stage_sizes, cut, options.layer_decay)
     recipe = recipe_for(strategy, options)
     epochs = None
