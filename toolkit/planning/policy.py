@@ -94,7 +94,8 @@ def make_plan(
     if recipe is not None and options.lr == AUTO_RATE:
         reasons.append("a range test finds the rate before it trains")
     augmentation, told = augmentation_for(facts, image_size_px)
-    views = options.views or (1 if epochs is None else min(epochs, STORED_VIEWS) if spec.cut else epochs)
+    usual = 1 if epochs is None else min(epochs, STORED_VIEWS) if spec.cut else epochs
+    views = options.views or (1 if options.augment == "none" else usual)  # without augmentation all would be the same
     if views == 1 and recipe is None:
         augmentation = "none"
     elif options.augment is None and views > 1:
@@ -170,7 +171,7 @@ def _check(
         raise SettingError(
             "augment: the strategy 'head' sees the clean view alone; set views to 2 or more, or remove it"
         )
-    if strategy == "head" and options.augment == "none" and (options.views or 1) > 1:
+    if options.augment == "none" and (options.views or 1) > 1:
         raise SettingError("augment: without augmentation all views of an image are the same; set views to 1")
     if strategy != "head" and options.head == "knn":
         raise SettingError("head: knn cannot be trained further; take ridge or logistic, or the strategy 'head'")
