@@ -44,7 +44,10 @@ def test_the_thresholds_it_states_are_the_policy_s() -> None:
     assert f"a budget of {policy.BUDGET_MINUTES:g} minutes" in text
     assert f"Below a similarity of {policy.ALL_STAGES_BELOW:g} the head may see every stage" in text
     assert decision.LEAST_GAIN == 0.005 and "the least work within half a point of the best" in text
-    assert f"of more than {probes.PROBED_AT_MOST:,} images a stratified sample" in text
+    probed = (
+        f"of more than {probes.PROBED:,} images, and more than {probes.PROBED_A_CLASS} a class, a stratified sample"
+    )
+    assert f"{probed} ({probes.PROBED_AT_MOST:,} at most)" in text
     assert f"the activations of {similarity.SAMPLE} of your images" in text and similarity.SPREAD == 10
 
 

@@ -174,11 +174,12 @@ def test_what_does_not_exist_is_refused(settings):
         choose_head(*on_taps(True, True), 3, SIX, **settings)
 
 
-def test_features_that_are_no_numbers_are_refused():
+@pytest.mark.parametrize("kind", ["auto", "ridge", "logistic", "knn"])
+def test_features_that_are_no_numbers_are_refused(kind):
     features, labels = on_taps(True, True)
     features[5, 3] = np.nan
     with pytest.raises(DataError, match="not finite"):
-        choose_head(features, labels, 3, SIX)
+        choose_head(features, labels, 3, SIX, kind=kind)
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,38 @@ def test_of_many_images_a_sample_is_probed(monkeypatch: pytest.MonkeyPatch) -> N
     assert {probe.n for probe in probe_stages(features, labels, 3, WIDTHS, TAPS)} == {60}
 
 
+@pytest.mark.parametrize(
+    ("n_images", "n_classes", "probed"),
+    [
+        (700, 5, 700),
+        (60_000, 10, 1_000),
+        (60_000, 50, 1_000),
+        (60_000, 200, 4_000),
+        (6_000, 200, 4_000),
+        (9_000, 1_500, 9_000),
+        (1_300_000, 1_000, 20_000),
+        (1_300_000, 30_000, 20_000),
+    ],
+)
+def test_the_sample_grows_with_the_classes(n_images: int, n_classes: int, probed: int) -> None:
+    assert room.probed_images(n_images, n_classes) == probed
+
+
+def test_many_classes_of_a_few_images_are_told_apart() -> None:
+    labels = np.repeat(np.arange(1_100), 2)
+    features = np.random.default_rng(0).normal(size=(1_100, 64)).astype(np.float32)[labels]
+    features += 0.1 * np.random.default_rng(1).normal(size=features.shape).astype(np.float32)
+    (found,) = probe_stages(features, labels, 1_100, (64,), (0,))
+    assert found.n == 2_200 and found.accuracy > 0.9
+
+
+def test_classes_of_a_single_image_are_not_measured_rather_than_always_wrong() -> None:
+    features, _ = rows(90)
+    assert probe_stages(features, np.arange(90), 90, WIDTHS, TAPS) == ()
+    assert probe_stages(features, np.minimum(np.arange(90), 50), 90, WIDTHS, TAPS) == ()
+    assert len(probe_stages(features, np.minimum(np.arange(90), 40), 90, WIDTHS, TAPS)) == 5
+
+
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=200), st.integers(1, 100), st.integers(0, 5))
 def test_a_sample_has_its_share_of_every_class(labels: list[int], most: int, seed: int) -> None:
     values = np.array(labels)

@@ -24,7 +24,7 @@ from toolkit.tasks.cache import cache
 from toolkit.tasks.job import Job, Stopwatch, plan_for
 from toolkit.tasks.measure import counted
 from toolkit.tasks.run import Run
-from toolkit.tasks.training_pass import fit_to_disk, fitted
+from toolkit.tasks.training_pass import Fit, fit_to_disk, fitted
 
 
 @pytest.fixture
@@ -162,6 +162,18 @@ def test_a_full_disk_costs_views_then_stages_then_time(
     )
     if fit.reason is not None:
         assert fit.reason in after.reasons and "cache's disk" in fit.reason
+
+
+@pytest.mark.parametrize(("cut", "kept"), [(5, 3), (6, 2), (7, 1)])
+def test_stages_that_still_train_keep_the_rates_of_the_plan(photos: Path, cut: int, kept: int) -> None:
+    options = Options(strategy="partial", cut=5, layer_decay=0.8, image_size=32, device="cpu", precision="32-true")
+    backbone = build_backbone("efficientnet_lite0", pretrained=False, image_size_px=32)
+    job = Job(options, backbone, Disk(0), Stopwatch())  # type: ignore[arg-type]
+    plan = plan_for(counted(assign_splits(scan(photos), val=0.25), job), options, backbone)
+    after = fitted(plan, Fit(cut, plan.views, reason="the disk is short"))
+    assert after.multipliers == (*(0.0,) * cut, *(pytest.approx(0.8**below) for below in range(kept, 0, -1)), 1.0)
+    by_hand = replace(plan, multipliers=(*(0.0,) * 5, 0.3, 0.02, 0.5, 2.0))
+    assert fitted(by_hand, Fit(7, 2, reason="the disk is short")).multipliers == (*(0.0,) * 7, 0.5, 2.0)
 
 
 def test_without_room_a_tail_trains_all_the_same(

@@ -77,6 +77,14 @@ def test_one_that_is_beyond_the_budget_takes_no_part(
     assert "efficientnet_lite1: takes no part" in capsys.readouterr().err
 
 
+def test_without_probes_the_default_is_taken(photos: Path, pretend: Pretend, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(0.5, 0.9)
+    monkeypatch.setattr(room, "probes_of", lambda *_: ())
+    plan = plan_transfer(str(photos), backbone="auto", **SMALL)
+    assert plan.backbone == NAMES[0]
+    assert "backbone: efficientnet_lite0, the default one: no stage could be probed" in plan.reasons
+
+
 def test_a_run_keeps_what_it_chose(photos: Path, tmp_path: Path, pretend: Pretend) -> None:
     done = run(photos, tmp_path / "run", "auto", backbone="auto")
     assert done.plan.backbone == "efficientnet_lite0" and done.metrics["backbone"] == "efficientnet_lite0"

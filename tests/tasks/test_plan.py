@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import toolkit
+from tests.photos import make_photos
 from tests.tasks.small import SMALL, run
 from toolkit.cli import main
 from toolkit.plan import TransferPlan
@@ -39,6 +40,15 @@ def small_sets_too(monkeypatch: pytest.MonkeyPatch) -> None:
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the last two stages expected to win much, on however few images."""
     monkeypatch.setattr(decision, "expected_gain", lambda name, *_: 0.1 if name == "late" else 0.0)
+
+
+def test_where_no_probe_could_be_right_none_is_shown(tmp_path: Path) -> None:
+    folder = make_photos(tmp_path / "photos", {"cat": 2, "dog": 2, "owl": 2})
+    plan = plan_transfer(str(folder), val=0.5, **HERE)
+    assert (plan.strategy, plan.probes, plan.ways, plan.predicted) == ("head", (), (), None)
+    assert "3 training images; no stage was probed: head is the least work" in plan.reasons
+    assert plan.similarity is not None and "0.000" not in page(plan)
+    assert run(folder, tmp_path / "run", "auto", val=0.5, **HERE).plan.strategy == "head"
 
 
 def test_a_plan_has_evidence_ways_and_predictions(photos: Path, tmp_path: Path) -> None:

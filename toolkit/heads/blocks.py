@@ -10,6 +10,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit.errors import DataError
+
 BLOCK_ROWS = 1024  # 2,000 features of so many rows are 8 MB, 16 in float64; twice as many are no faster
 SHORTEST = 1e-12  # below, a tap has no direction and stays as it is; torch's normalize has the same limit
 
@@ -79,3 +81,9 @@ def unit_rows(block: NDArray[np.float32], widths: Sequence[int]) -> NDArray[np.f
     inverse = np.float32(1.0) / np.maximum(np.sqrt(squares), np.float32(SHORTEST))
     unit: NDArray[np.float32] = np.asarray(block, dtype=np.float32) * np.repeat(inverse, widths, axis=1)
     return unit
+
+
+def check_finite(numbers: NDArray[Any]) -> None:
+    """Raise DataError where features, or what was made of them, are not finite."""
+    if not np.isfinite(numbers).all():
+        raise DataError("some features are not finite numbers: the backbone's weights or its input are broken")

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.errors import DataError
-from toolkit.heads.blocks import Rows, spans, unit_rows
+from toolkit.heads.blocks import Rows, check_finite, spans, unit_rows
 
 NEGLIGIBLE = 1e-12  # of the largest eigenvalue: rounding, in a direction that no feature takes
 
@@ -90,8 +89,7 @@ def moments_of(
         if gram is not None:
             inputs *= np.sqrt(weight)
             gram += inputs.T @ inputs
-    if not np.isfinite(mean).all():
-        raise DataError("some features are not finite numbers: the backbone's weights or its input are broken")
+    check_finite(mean)
     total = float(weights.sum())
     mean, target_mean = mean / total, target_mean / total
     cross -= total * np.outer(mean, target_mean)

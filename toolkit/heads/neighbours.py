@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from toolkit.heads.blocks import BLOCK_ROWS, Picked, Rows, spans, tap_columns, unit_rows
+from toolkit.heads.blocks import BLOCK_ROWS, Picked, Rows, check_finite, spans, tap_columns, unit_rows
 from toolkit.heads.examples import Examples, Trial
 from toolkit.heads.temperature import best_temperature, negative_log_likelihoods
 from toolkit.heads.threads import few_threads
@@ -98,23 +98,29 @@ class NeighbourSearch:
         examples = self.examples
         head = NeighbourVotes(self.widths, examples.n_classes, len(examples.labels))
         for span in spans(len(examples.labels)):
-            head.references[span] = torch.from_numpy(unit_rows(self.features[span], self.widths))
+            head.references[span] = torch.from_numpy(self._unit(span))
         head.labels.copy_(torch.from_numpy(examples.labels))
         head.weights.copy_(torch.from_numpy(examples.weights))
         head.floor.copy_(self.floor)
         head.k.fill_(k)
         return head
 
+    def _unit(self, rows: slice | NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return some rows, (n, D), of unit length; DataError for what is not finite, which is near to nothing."""
+        unit = unit_rows(self.features[rows], self.widths)
+        check_finite(unit)
+        return unit
+
     def _nearest(self, rows: NDArray[np.int64], k: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return similarities, nearest first and −∞ where there are fewer than k, and row numbers: (n, k) each."""
         image = self.examples.views.image
         similarities, numbers = [], []
         for some in (rows[span] for span in spans(len(rows), BLOCK_ROWS // 2)):
-            queries = unit_rows(self.features[some], self.widths) / np.float32(len(self.widths))
+            queries = self._unit(some) / np.float32(len(self.widths))
             best = torch.full((len(some), k), -torch.inf)
             others = torch.zeros((len(some), k), dtype=torch.int64)
             for span in spans(len(image)):
-                found = torch.from_numpy(queries @ unit_rows(self.features[span], self.widths).T)
+                found = torch.from_numpy(queries @ self._unit(span).T)
                 found[torch.from_numpy(image[some, None] == image[None, span])] = -torch.inf
                 candidates = torch.arange(span.start, span.stop).expand(len(some), -1)
                 best, order = torch.cat([best, found], dim=1).topk(k, dim=1)

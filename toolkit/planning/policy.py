@@ -56,7 +56,8 @@ def make_plan(
 ) -> TransferPlan:
     """Return the plan for a data set; what the user set wins, and is named in `overridden`.
 
-    evidence: without probes, before anything is measured, the cheapest strategy stands for what auto will choose.
+    evidence: without probes, before anything is measured or where it cannot be, the cheapest strategy stands for what
+    auto would choose.
     stage_sizes: the backbone's parameters by stage. taps: those that may compete.
     """
     facts, head = evidence.facts, evidence.head
@@ -74,6 +75,8 @@ def make_plan(
         reasons += told
         if "head" not in strategies:
             reasons.append("a key that is set is for what trains by steps: a head alone was not weighed")
+    else:
+        reasons.append(f"{facts.n_train} training images; no stage was probed: {strategy} is the least work")
     spec = freezing(strategy, stage_sizes, cut, options.layer_decay)
     recipe = recipe_for(strategy, options)
     epochs = None
@@ -91,7 +94,8 @@ def make_plan(
     if recipe is not None and options.lr == AUTO_RATE:
         reasons.append("a range test finds the rate before it trains")
     augmentation, told = augmentation_for(facts, image_size_px)
-    views = options.views or (1 if epochs is None else min(epochs, STORED_VIEWS) if spec.cut else epochs)
+    usual = 1 if epochs is None else min(epochs, STORED_VIEWS) if spec.cut else epochs
+    views = options.views or (1 if options.augment == "none" else usual)  # without augmentation all would be the same
     if views == 1 and recipe is None:
         augmentation = "none"
     elif options.augment is None and views > 1:
@@ -167,7 +171,7 @@ def _check(
         raise SettingError(
             "augment: the strategy 'head' sees the clean view alone; set views to 2 or more, or remove it"
         )
-    if strategy == "head" and options.augment == "none" and (options.views or 1) > 1:
+    if options.augment == "none" and (options.views or 1) > 1:
         raise SettingError("augment: without augmentation all views of an image are the same; set views to 1")
     if strategy != "head" and options.head == "knn":
         raise SettingError("head: knn cannot be trained further; take ridge or logistic, or the strategy 'head'")

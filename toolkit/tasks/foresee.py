@@ -20,6 +20,7 @@ from toolkit.plan import TransferPlan
 from toolkit.planning.decision import Way, expected_gain, way_name
 from toolkit.planning.evidence import Evidence
 from toolkit.planning.forecast import accuracy_range, seconds
+from toolkit.planning.probes import probed_images
 from toolkit.tasks.job import Job, plan_for
 from toolkit.tasks.measure import Measured, clean_pixels
 from toolkit.tasks.training_pass import fit_to_disk, fitted, training_requests
@@ -120,7 +121,8 @@ def _extraction(parts: Parts, manifest: Manifest, job: Job) -> tuple[int, float]
 
 def _scale(evidence: Evidence) -> float:
     """Return how many times as many images a head trains on as were probed."""
-    return evidence.facts.n_train / max(1, evidence.probes[0].n)
+    facts = evidence.facts
+    return facts.n_train / max(1, probed_images(facts.n_train, facts.n_classes))
 
 
 def _view_seconds(request: Request, manifest: Manifest, job: Job) -> float:

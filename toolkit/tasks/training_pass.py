@@ -12,7 +12,7 @@ from toolkit.data.views import augmentation
 from toolkit.features.dataset import StoredViews
 from toolkit.features.passes import NoRoomError
 from toolkit.features.request import Request
-from toolkit.plan import FreezeSpec, TransferPlan
+from toolkit.plan import TransferPlan
 from toolkit.progress import say
 from toolkit.tasks.job import Job
 
@@ -66,13 +66,10 @@ def fit_to_disk(job: Job, plan: TransferPlan, manifest: Manifest) -> Fit:
 
 
 def fitted(plan: TransferPlan, fit: Fit) -> TransferPlan:
-    """Return the plan with what fits on the disk."""
+    """Return the plan with what fits on the disk: what still trains keeps its rate."""
     if fit.reason is None:
         return plan
-    multipliers = plan.multipliers
-    if fit.cut != plan.cut:
-        spec = FreezeSpec.at_cut(len(multipliers) - 1, fit.cut)
-        multipliers = (*(rule.multiplier for rule in spec.rules), spec.head_multiplier)
+    multipliers = (*(0.0,) * fit.cut, *plan.multipliers[fit.cut :])
     return replace(plan, cut=fit.cut, views=fit.views, multipliers=multipliers, reasons=(*plan.reasons, fit.reason))
 
 
