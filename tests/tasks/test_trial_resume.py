@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from tests.tasks.trials import (  # fixtures among them
     STEPS,
@@ -15,12 +17,13 @@ from tests.tasks.trials import (  # fixtures among them
     assert_same,
     go,
     half,
+    narrow,
     photos,
     resumed,
     stop_at,
     undisturbed,
 )
-from toolkit.errors import Interrupted
+from toolkit.errors import ArtifactError, Interrupted
 from toolkit.tasks import run as run_module
 from toolkit.tasks import tail, trial
 from toolkit.tasks.run import Run
@@ -51,6 +54,31 @@ def test_stopped_in_a_step_and_resumed_a_run_ends_the_same(
     assert (tmp_path / "run" / "checkpoints" / "start.safetensors").is_file()
     torch.manual_seed(99)  # nothing may hang on what the process drew before
     assert_same(resumed(tmp_path / "run"), undisturbed)
+
+
+@pytest.mark.usefixtures("half")
+def test_images_that_hold_something_else_and_other_weights_are_not_gone_on_with(photos: Path, tmp_path: Path) -> None:
+    mine = shutil.copytree(photos, tmp_path / "photos")
+    with pytest.MonkeyPatch.context() as patched:
+        stop_at(3, "signal", patched)
+        with pytest.raises(Interrupted):
+            go(mine, tmp_path / "run")
+    files = sorted((mine / "cat").iterdir())
+    first, second = files[0].read_bytes(), files[1].read_bytes()
+    files[0].write_bytes(second)
+    with pytest.raises(ArtifactError, match="images hold something else than when this run began"):
+        resumed(tmp_path / "run")
+    files[0].write_bytes(first)
+
+    def others() -> list[nn.Module]:
+        stages = narrow()
+        with torch.no_grad():
+            next(stages[0].parameters()).mul_(1.001)
+        return stages
+
+    with pytest.raises(ArtifactError, match="its weights are others than when this run began"):
+        resumed(tmp_path / "run", others)
+    assert resumed(tmp_path / "run").metrics["val"]["accuracy"] is not None
 
 
 @pytest.mark.usefixtures("half")

@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 from toolkit.data.loading import Batch
 from toolkit.data.manifest import Manifest
 from toolkit.features.stored import Stored
+from toolkit.storage import digest
 
 Key = tuple[int, int]
 
@@ -31,6 +32,13 @@ class StoredViews(Dataset[Key]):
         for number, part in enumerate(self.parts):
             self._part[part.rows] = number
             self._position[part.rows] = np.arange(len(part))
+
+    def contents(self) -> str:
+        """Return a digest of what is in the images, row by row of the Manifest."""
+        rows = np.concatenate([part.rows for part in self.parts])
+        digests = np.concatenate([part.digests for part in self.parts])
+        order = np.argsort(rows)
+        return digest(rows[order].astype("<i8").tobytes() + digests[order].tobytes()).hex()
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -85,11 +85,11 @@ def _write_starts(folder: RunFolder, tried: Sequence[Manifest], prepared: Prepar
         return  # where they should be and are not, whoever reads them says so
     write_trial_starts(folder, tried, prepared, job)  # first: where those of the whole are, these are as well
     module = make_module(prepared, job, prepared.chosen.head)
-    write_start(folder.checkpoints, module, prepared.manifest, start_row(prepared))
+    write_start(folder.checkpoints, module, prepared, job, start_row(prepared))
 
 
 def _judged(folder: RunFolder, whole: Phase, tried: Sequence[Manifest], prepared: Prepared, job: Job) -> Tail:
-    start, _ = read_start(whole.folder, prepared.manifest)
+    start, _ = read_start(whole.folder, prepared, job)
     module = make_module(prepared, job, None)
     load_state(module.network, start)
     if not tried:

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from toolkit.artifacts.run_folder import AGAIN, START, TENSORBOARD
+from toolkit.backbones.weights import state_sha256
 from toolkit.data.datamodule import OTHER_DATA, ImageFolderData
 from toolkit.data.manifest import TRAIN, VAL, Manifest
 from toolkit.errors import ArtifactError
@@ -30,7 +31,14 @@ from toolkit.training.mixing import State, load_state, put_mixture, trained_stat
 from toolkit.training.module import TransferModule
 
 SMALLER_RATE = 0.1  # after a collapse
-FINGERPRINT = "fingerprint"  # of the data, in the file of starting weights
+# What a training began with, in the file of its starting weights: the list of its images, what is in them, and the
+# stages that do not train. A run that is gone on with has to find them as they were.
+FINGERPRINT, CONTENTS, FROZEN = "fingerprint", "contents", "frozen"
+OTHER_CONTENTS = "{}: images hold something else than when this run began; put them as they were, or start a new run"
+OTHER_NETWORK = (
+    "{}: its weights are others than when this run began (a weights file was replaced?); put them back, or start a "
+    "new run"
+)
 
 
 @dataclass(frozen=True)
@@ -68,7 +76,7 @@ def fit_from_start(
     began with. A loss that is no number counts as one, but for two cases, which end the run: single images are the
     cause, or a person has set the rate, which is theirs to mend; resumed, it begins again with a tenth of it.
     """
-    start, row = read_start(phase.folder, prepared.manifest)
+    start, row = read_start(phase.folder, prepared, job)
     data = make_data(prepared, phase.manifest, job)
     recipe = module.recipe
     again = phase.folder / AGAIN  # where this is, it collapsed before the run was resumed
@@ -103,33 +111,53 @@ def _with_way_on(error: NonFiniteError, phase: Phase, again: Path) -> NonFiniteE
     return NonFiniteError(f"{error}; {onwards}: {phase.history.parent}", by_image=error.by_image)
 
 
-def write_start(folder: Path, module: TransferModule, manifest: Manifest, row: dict[str, float] | None) -> None:
-    """Publish the weights that a training begins with, how they do on the validation images, and of which data."""
+def write_start(
+    folder: Path, module: TransferModule, prepared: Prepared, job: Job, row: dict[str, float] | None
+) -> None:
+    """Publish the weights that a training begins with, how they do on the validation images, and what else it began
+    with."""
     folder.mkdir(parents=True, exist_ok=True)
     with publishing(folder / START) as temporary:
         state = {name: value.contiguous() for name, value in trained_state(module.network).items()}
-        about = {FINGERPRINT: manifest.fingerprint(), **{key: repr(value) for key, value in (row or {}).items()}}
+        about = {**_origin(prepared, job), **{key: repr(value) for key, value in (row or {}).items()}}
         save_file(state, temporary, metadata=about)
 
 
-def read_start(folder: Path, manifest: Manifest) -> tuple[dict[str, Tensor], dict[str, float] | None]:
+def read_start(folder: Path, prepared: Prepared, job: Job) -> tuple[dict[str, Tensor], dict[str, float] | None]:
     """Return the weights and the row that `write_start` was given.
 
-    Raises ArtifactError where they are missing or damaged, or the data were others.
+    Raises ArtifactError where they are missing or damaged, or the images or the frozen stages were others.
     """
     path = folder / START
     try:
         with safe_open(path, "pt") as file:
             about = dict(file.metadata() or {})
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        fingerprint = about.pop(FINGERPRINT)
+        origin = {FINGERPRINT: about.pop(FINGERPRINT), CONTENTS: about.pop(CONTENTS, ""), FROZEN: about.pop(FROZEN, "")}
         row = {key: float(value) for key, value in about.items()}
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         problem = "is missing" if isinstance(error, FileNotFoundError) else "is damaged"
         raise ArtifactError(f"{path} {problem}: this run cannot be gone on with; start it again") from error
-    if fingerprint != manifest.fingerprint():
-        raise ArtifactError(OTHER_DATA.format(manifest.root))
+    now = _origin(prepared, job)
+    for key, message, what in (
+        (FINGERPRINT, OTHER_DATA, prepared.manifest.root),
+        (CONTENTS, OTHER_CONTENTS, prepared.manifest.root),
+        (FROZEN, OTHER_NETWORK, job.backbone.name),
+    ):
+        if origin[key] and now[key] and origin[key] != now[key]:
+            raise ArtifactError(message.format(what))
     return state, row or None
+
+
+def _origin(prepared: Prepared, job: Job) -> dict[str, str]:
+    """Return what a training begins with beside its weights; "" for contents that nobody has read."""
+    frozen = nn.ModuleList(job.backbone.stages[: prepared.plan.cut or 0])
+    contents = "" if prepared.views is None else prepared.views.contents()
+    return {
+        FINGERPRINT: prepared.manifest.fingerprint(),
+        CONTENTS: contents,
+        FROZEN: state_sha256(frozen, "") if len(frozen) else "",
+    }
 
 
 def make_module(prepared: Prepared, job: Job, head: nn.Module | None) -> TransferModule:

@@ -83,7 +83,7 @@ def write_trial_starts(folder: RunFolder, tried: Sequence[Manifest], prepared: P
     """
     for name, manifest in zip(TRIAL_FOLDERS, tried, strict=False):
         module = make_module(prepared, job, head_without(manifest, prepared, job))
-        write_start(folder.checkpoints / name, module, prepared.manifest, None)
+        write_start(folder.checkpoints / name, module, prepared, job, None)
 
 
 def run_trials(folder: RunFolder, tried: Sequence[Manifest], prepared: Prepared, job: Job) -> Trials:
@@ -143,7 +143,7 @@ def _try(phase: Phase, prepared: Prepared, job: Job) -> Trial:
     manifest = phase.manifest
     n, n_train = len(manifest.rows(VAL)), len(prepared.manifest.rows(TRAIN))
     say(f"trial: fine-tuning without {n} of the {n_train} training images, to be judged by them")
-    start, _ = read_start(phase.folder, prepared.manifest)
+    start, _ = read_start(phase.folder, prepared, job)
     module = make_module(prepared, job, None)
     fitted = fit_from_start(module, phase, prepared, job, 1.0)
     if fitted.end is None:
