@@ -187,7 +187,7 @@ PARTIAL = {"strategy": "partial", "cut": 5, "batch_size": 4, "views": 2}
     "given",
     [
         {"seed": 3, "val": 0.4, **PARTIAL},
-        {**PARTIAL, "augment": "none"},
+        {**PARTIAL, "augment": "none", "views": 1},
         {"strategy": "full", "lr": 1e-3, "epochs": 3},
         {"strategy": "head", "head": "ridge", "taps": [6, 7]},
         {"strategy": "head", "views": 4},
