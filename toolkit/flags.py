@@ -62,11 +62,12 @@ def parse(name: str, verb: Verb, function: Callable[..., Any], words: list[str])
     parser = _parser(name, verb, function, hints, values)
     try:
         if file is not None:  # the parser takes null for anything, and any value for a flag without one
-            elsewhere = {key: ["?"] if _is_list(hints[key]) else "?" for key in verb.positionals if key not in values}
-            parser.parse_object({**elsewhere, **values})
             for key, value in values.items():
                 if hints[key] is bool and not isinstance(value, bool):
                     raise SettingError(f"{file}: {key}: true or false expected, got {value!r}")
+            elsewhere = {key: ["?"] if _is_list(hints[key]) else "?" for key in verb.positionals if key not in values}
+            parser.parse_object({**elsewhere, **values})
+            for key, value in values.items():
                 if value is None and type(None) not in get_args(hints[key]):
                     raise SettingError(f"{file}: {key}: a value expected, got null")
         parser.set_defaults(values)

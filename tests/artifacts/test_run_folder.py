@@ -151,7 +151,7 @@ def as_on_windows(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_lock_goes_when_it_is_given_back_where_an_open_file_cannot_be_removed(
     tmp_path: Path, as_on_windows: None
 ) -> None:
-    folder = RunFolder.create(tmp_path / "run", config(1), overwrite=False)
+    folder = created(tmp_path / "run", config(1), overwrite=False)
     with folder.held():
         (folder.checkpoints / LAST).write_text("x")
         folder.drop_checkpoints()
@@ -163,14 +163,14 @@ def test_the_lock_goes_when_it_is_given_back_where_an_open_file_cannot_be_remove
 
 
 def test_a_lock_that_another_process_holds_cannot_be_dropped(tmp_path: Path, as_on_windows: None) -> None:
-    folder = RunFolder.create(tmp_path / "run", config(1), overwrite=False)
+    folder = created(tmp_path / "run", config(1), overwrite=False)
     with folder.held(), pytest.raises(PermissionError):
         RunFolder.open(folder.path).drop_checkpoints()
     assert not folder.tidied
 
 
 def test_giving_back_takes_no_lock_from_the_next_one(tmp_path: Path) -> None:
-    folder = RunFolder.create(tmp_path / "run", config(1), overwrite=False)
+    folder = created(tmp_path / "run", config(1), overwrite=False)
     with ExitStack() as ending, ExitStack() as next_one:
         ending.enter_context(folder.held())
         folder.drop_checkpoints()

@@ -9,6 +9,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, IterableDataset
 
 from tests.features.small import family
 from tests.training.tiny import assert_equal, bare_trainer, changed, copied, folder_data, prefix_state, tiny_backbone
@@ -272,9 +273,14 @@ def test_all_groups_follow_one_curve_once_they_have_begun():
 
 
 def test_unfreezing_wants_to_know_the_epochs(tmp_path):
+    class Endless(IterableDataset):
+        def __iter__(self):
+            while True:
+                yield torch.zeros(3, 32, 32, dtype=torch.uint8), torch.tensor(0)
+
     module = TransferModule(tiny_backbone(), 3, cut=1, recipe=replace(PLAIN, unfreeze=1))
-    with pytest.raises(SettingError, match="max_epochs"):
-        bare_trainer(tmp_path, max_epochs=-1, max_steps=3).fit(module, folder_data(tmp_path / "photos"))
+    with pytest.raises(SettingError, match="unfreeze counts epochs: the data must have a length"):
+        bare_trainer(tmp_path, max_epochs=-1, max_steps=3).fit(module, DataLoader(Endless(), batch_size=2))
 
 
 # How far a step moves

@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 from toolkit.errors import SettingError
 from toolkit.options import AUTO_RATE, Options
-from toolkit.plan import Recipe, TransferPlan
+from toolkit.plan import FreezeSpec, Recipe, TransferPlan
 from toolkit.planning.decision import Decision, decide, ways_of
 from toolkit.planning.evidence import ALL_STAGES_BELOW, Evidence
 from toolkit.planning.recipes import (
@@ -94,8 +94,7 @@ def make_plan(
     if recipe is not None and options.lr == AUTO_RATE:
         reasons.append("a range test finds the rate before it trains")
     augmentation, told = augmentation_for(facts, image_size_px)
-    usual = 1 if epochs is None else min(epochs, STORED_VIEWS) if spec.cut else epochs
-    views = options.views or (1 if options.augment == "none" else usual)  # without augmentation all would be the same
+    views = options.views or _usual_views(options, epochs, spec)
     if views == 1 and recipe is None:
         augmentation = "none"
     elif options.augment is None and views > 1:
@@ -151,6 +150,13 @@ def _competing(evidence: Evidence, options: Options, taps: tuple[int, ...]) -> t
         return taps, []
     reason = f"below a similarity of {ALL_STAGES_BELOW:g} the head may see any stage: early ones know simple shapes"
     return tuple(sorted({tap for probe in evidence.probes for tap in probe.taps})), [reason]
+
+
+def _usual_views(options: Options, epochs: int | None, spec: FreezeSpec) -> int:
+    """Return how many views of an image there are by themselves: one where all would be the same."""
+    if epochs is None or options.augment == "none":
+        return 1
+    return min(epochs, STORED_VIEWS) if spec.cut else epochs
 
 
 def _check(
