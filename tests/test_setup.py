@@ -112,3 +112,10 @@ def test_make_stamps_refuses_a_full_folder_and_a_wrong_source(stamps: Path, tmp_
     missing = make_stamps(tmp_path / "out", "--source", tmp_path / "full")
     assert missing.returncode == 1 and "animals/birds" in missing.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_types_are_checked_in_every_script_of_python() -> None:
+    checked = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["mypy"]["files"]
+    files = [file for folder in ("scripts", "scripts/bench") for file in (ROOT / folder).iterdir() if file.is_file()]
+    python = [file for file in files if file.suffix == ".py" or "python" in file.read_text().partition("\n")[0]]
+    assert sorted(file.relative_to(ROOT).as_posix() for file in python) == sorted(checked[1:])

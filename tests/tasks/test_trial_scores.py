@@ -28,7 +28,7 @@ def test_every_mixture_is_settled_once_however_many_batches_judge_it(
 ) -> None:
     settled: list[Any] = []
     scored: list[tuple[int, int, int]] = []
-    make, score = trained.SettledNetwork, trial._scores_of_mixtures
+    make, score = trained.SettledNetwork, trial.scores_of_mixtures
 
     def made(*arguments: Any) -> Any:
         settled.append(arguments)
@@ -45,7 +45,7 @@ def test_every_mixture_is_settled_once_however_many_batches_judge_it(
         return found, labels
 
     monkeypatch.setattr(trained, "SettledNetwork", made)
-    monkeypatch.setattr(trial, "_scores_of_mixtures", noted)
+    monkeypatch.setattr(trial, "scores_of_mixtures", noted)
     go(photos, tmp_path / "run", **option)
     assert scored == [(5, 5, 12), (1, 1, 12)], "two batches of eight, and the confirmation"
 

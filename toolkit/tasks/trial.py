@@ -131,7 +131,7 @@ def is_confirmed(
     first = trials.done[0]
     if not len(first.labels):
         return True
-    (seen,), labels = _scores_of_mixtures(network, start, end, first.manifest, prepared, job, (share,))
+    (seen,), labels = scores_of_mixtures(network, start, end, first.manifest, prepared, job, (share,))
     unseen = first.scores[SHARES.index(share)]
     if len(labels) != len(first.labels):  # a file that failed since
         return True
@@ -148,11 +148,11 @@ def _try(phase: Phase, prepared: Prepared, job: Job) -> Trial:
     fitted = fit_from_start(module, phase, prepared, job, 1.0)
     if fitted.end is None:
         return Trial(manifest, fitted, start, (), torch.empty(0, dtype=torch.int64))
-    scores, labels = _scores_of_mixtures(module.network, start, fitted.end, manifest, prepared, job, SHARES)
+    scores, labels = scores_of_mixtures(module.network, start, fitted.end, manifest, prepared, job, SHARES)
     return Trial(manifest, fitted, start, scores, labels)
 
 
-def _scores_of_mixtures(
+def scores_of_mixtures(
     network: TransferNetwork,
     start: State,
     end: State,
