@@ -316,7 +316,7 @@ def test_few_images_few_cores_or_little_shared_memory_mean_few_processes(monkeyp
     monkeypatch.setattr(os.path, "isdir", lambda _: True)
     free = {"bytes": 10**12}
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free["bytes"]))
-    assert (default_workers(63), default_workers(64)) == (0, 8)
+    assert [default_workers(n) for n in (63, 64, 1_999, 2_000)] == [0, 8, 8, 16]
     free["bytes"] = 64 << 20  # what Docker gives
     assert default_workers(10_000) == 2
     free["bytes"] = 1 << 20

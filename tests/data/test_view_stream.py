@@ -13,7 +13,7 @@ import torch
 from tests.photos import make_photos
 from tests.training.tiny import SMALL
 from toolkit.data import view_stream
-from toolkit.data.decode import read_image
+from toolkit.data.decode import decode, read_image
 from toolkit.data.loading import ViewDataset
 from toolkit.data.manifest import Manifest
 from toolkit.data.scan import scan
@@ -50,13 +50,13 @@ def test_views_equal_those_of_the_plain_dataset(manifest):
 def test_an_image_is_decoded_once_a_batch(manifest, monkeypatch):
     decoded = collections.Counter()
 
-    def counted(path, *settings):
-        decoded[path] += 1
-        return read_image(path, *settings)
+    def counted(content, *settings):
+        decoded[content] += 1
+        return decode(content, *settings)
 
-    monkeypatch.setattr(view_stream, "read_image", counted)
+    monkeypatch.setattr(view_stream, "decode", counted)
     streamed(manifest)
-    assert decoded == {manifest.file(row): 2 if row == 3 else 1 for row in (0, 3, 4, 5, 9, 11)}
+    assert decoded == {manifest.file(row).read_bytes(): 2 if row == 3 else 1 for row in (0, 3, 4, 5, 9, 11)}
 
 
 def test_workers_change_nothing(manifest):

@@ -123,12 +123,17 @@ def read_image(
     path: str | os.PathLike[str], max_pixels: int = DEFAULT_MAX_PIXELS, least_px: int | None = None
 ) -> tuple[bytes, Image.Image]:
     """Return the 16-byte digest of a file's content and its RGB image, see `decode`; raises UnreadableImage."""
+    content = read_content(path, max_pixels)
+    return digest(content), decode(content, max_pixels, least_px)
+
+
+def read_content(path: str | os.PathLike[str], max_pixels: int = DEFAULT_MAX_PIXELS) -> bytes:
+    """Return a file's bytes; raises UnreadableImage where they cannot be had, or are too many for an image."""
     try:
         _check_file(path, max_pixels)
-        content = Path(path).read_bytes()
+        return Path(path).read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise UnreadableImage(_one_line(error)) from error
-    return digest(content), decode(content, max_pixels, least_px)
 
 
 def probe_image(path: str | os.PathLike[str], max_pixels: int = DEFAULT_MAX_PIXELS) -> tuple[int, int]:
@@ -229,11 +234,11 @@ def _is_avif(start: bytes) -> bool:
 
 def _turned(rgb: Image.Image, image: Image.Image) -> Image.Image:
     """Return the pixels of an image upright."""
-    turn = _TURNS.get(_orientation(image))
+    turn = _TURNS.get(orientation_of(image))
     return rgb if turn is None else rgb.transpose(turn)
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation_of(image: Image.Image) -> int:
     """Return the EXIF orientation, 1..8; an unreadable EXIF block counts as upright."""
     try:
         value = image.getexif().get(ExifTags.Base.Orientation, 1)

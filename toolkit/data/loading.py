@@ -28,6 +28,7 @@ from toolkit.progress import say
 Failure = tuple[int, str]
 
 LOST_AFTER_S = 120.0  # seconds without a batch after which the processes that decode are given up
+MOST_WORKERS, MANY_IMAGES = 16, 2_000  # a GPU passes more images than 8 cores decode, and to start 16 takes a while
 GRACE_S = 60  # seconds for which they go on after a SIGTERM, for the steps up to the last checkpoint
 SHARED_BYTES_A_WORKER = 2 * 32 * 3 * 384**2  # two batches ahead, of 32 images of at most 384 px
 
@@ -271,7 +272,8 @@ def clean_batches(
 
 
 def default_workers(n_images: int) -> int:
-    """Return how many decoding processes to use: none for a handful of images, else one a core up to 8.
+    """Return how many decoding processes to use: none for a handful of images, else one a core up to 8, or up to 16
+    for many images.
 
     Fewer where shared memory, through which they hand batches over, is small (64 MB in a Docker container).
     """
@@ -279,4 +281,4 @@ def default_workers(n_images: int) -> int:
         return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     shared = shutil.disk_usage("/dev/shm").free // SHARED_BYTES_A_WORKER if os.path.isdir("/dev/shm") else cores
-    return min(8, cores, shared)
+    return min(MOST_WORKERS if n_images >= MANY_IMAGES else MOST_WORKERS // 2, cores, shared)

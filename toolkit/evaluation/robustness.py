@@ -134,6 +134,7 @@ def robustness(
                 continue
             labels = manifest.labels[block.rows]
             others = _others(manifest, block.rows, backgrounds, seed)
+            block = block.on_cpu()
             versions = [(CLEAN, block.pixels)]
             for change in CHANGES:
                 draws = torch.stack([_draws(seed, change, manifest.paths[row]) for row in block.rows])
@@ -175,7 +176,7 @@ def _draws(seed: int, change: Change, path: str) -> Tensor:
 
 
 def _joined(pool: Iterable[Block]) -> Block:
-    blocks = list(pool)
+    blocks = [block.on_cpu() for block in pool]
     rows = np.concatenate([block.rows for block in blocks])
     if not len(rows):
         raise DataError("none of the images that were scored can be read any more")

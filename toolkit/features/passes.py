@@ -19,7 +19,7 @@ from toolkit.data.loading import Failure
 from toolkit.data.manifest import Manifest
 from toolkit.data.view_stream import Views, Wanted, stream_views
 from toolkit.errors import ArtifactError, ToolkitError, WeightsError
-from toolkit.features.prefix import CHUNK
+from toolkit.features.prefix import chunk_of
 from toolkit.features.request import SIZE, Request
 from toolkit.features.shard import write_shard
 from toolkit.progress import Counter, counting
@@ -76,13 +76,16 @@ def compute(
     rows: int64 (K,), of the Manifest. wanted: bool (K, V), which of their views. bounds: of `group_bounds`.
     Raises NoRoomError where the disk is full, WeightsError where the activations are not finite.
     """
-    batches = _Batches(rows, wanted, bounds)
+    size, gpu = chunk_of(request.device), request.jpegs
+    batches = _Batches(rows, wanted, bounds, size)
     maker = functools.cache(lambda: request.maker())  # once, whoever comes first
-    on_cpu, some = request.device.type == "cpu", len(rows) >= 2 * CHUNK
+    on_cpu, some = request.device.type == "cpu", len(rows) >= 2 * size
     if some and on_cpu:
         maker()  # on one core, while what decodes ahead still has the others
     ready = take(request.backbone.preprocessing, max_pixels)
-    if not some or (ready is not None and not _many_left(ready, manifest, rows)):
+    if gpu is not None:
+        ready = None  # by Pillow: what is stored must not depend on how far it got
+    if not some or (ready is not None and not _many_left(ready, manifest, rows, size)):
         workers = 0
     found: list[tuple[NDArray[np.int64], NDArray[np.uint8]]] = [(np.empty(0, np.int64), np.empty((0, 16), np.uint8))]
     failures: list[Failure] = []
@@ -100,11 +103,12 @@ def compute(
             pin=request.device.type == "cuda",
             source=request.source,
             ready=ready,
+            gpu=gpu,
         )
         if some:
             maker()  # for a GPU made now, while the first images are being decoded
         for start, stop in pairwise(bounds):
-            read, outputs = _group(islice(stream, len(batches.of(start, stop))), maker, counter)
+            read, outputs = _group(islice(stream, len(batches.of(start, stop))), maker, request.device, counter)
             if request.source and outputs:
                 outputs[SIZE] = torch.from_numpy(np.concatenate([views.sizes for views in read]))
             _check_finite(outputs, request)
@@ -122,22 +126,25 @@ def compute(
     )
 
 
-def _many_left(ready: DecodedAhead, manifest: Manifest, rows: NDArray[np.int64]) -> bool:
+def _many_left(ready: DecodedAhead, manifest: Manifest, rows: NDArray[np.int64], size: int) -> bool:
     """Return whether enough images have to be decoded yet for processes to be worth their start."""
     if len(rows) > 2 * len(ready.paths):
         return True
-    return sum(ready.get(str(manifest.file(row))) is None for row in rows.tolist()) >= 2 * CHUNK
+    return sum(ready.get(str(manifest.file(row))) is None for row in rows.tolist()) >= 2 * size
 
 
 class _Batches:
-    """What is asked for in each batch of a pass, said when its turn comes: lists for all images would take memory."""
+    """What is asked for in each batch of a pass, said when its turn comes: lists for all images would take memory.
 
-    def __init__(self, rows: NDArray[np.int64], wanted: NDArray[np.bool_], bounds: Sequence[int]) -> None:
-        self.rows, self.wanted, self.bounds = rows, wanted, bounds
+    size: how many views there are in a batch, about.
+    """
+
+    def __init__(self, rows: NDArray[np.int64], wanted: NDArray[np.bool_], bounds: Sequence[int], size: int) -> None:
+        self.rows, self.wanted, self.bounds, self.size = rows, wanted, bounds, size
 
     def of(self, start: int, stop: int) -> range:
         """Return where the batches of a group begin."""
-        return range(start, stop, max(1, CHUNK // self.wanted.shape[1]))
+        return range(start, stop, max(1, self.size // self.wanted.shape[1]))
 
     def __iter__(self) -> Iterator[list[Wanted]]:
         for start, stop in pairwise(self.bounds):
@@ -153,28 +160,37 @@ def _images_a_shard(request: Request) -> int:
     bytes_an_image = max(1, request.bytes_per_view * request.views)
     size = max(1, min(SHARD_IMAGES, SHARD_BYTES // bytes_an_image))
     most = max(size, min(2 * size, 2 * SHARD_BYTES // bytes_an_image))
+    chunk = chunk_of(request.device)
 
     def share_of_passes(n: int) -> float:
-        return n * request.views / (-(-n * request.views // CHUNK) * CHUNK)
+        return n * request.views / (-(-n * request.views // chunk) * chunk)
 
     return max(range(size, most + 1), key=share_of_passes)
 
 
-def _group(stream: Iterator[Views], maker: Callable[[], Any], counter: Counter) -> tuple[list[Views], Outputs]:
-    """Return what was read, without its pixels, and the outputs of all its views, computed CHUNK at a time."""
+def _group(
+    stream: Iterator[Views], maker: Callable[[], Any], device: torch.device, counter: Counter
+) -> tuple[list[Views], Outputs]:
+    """Return what was read, without its pixels, and the outputs of all its views, computed a chunk at a time.
+
+    Nothing waits for a GPU before the group's end: copies to it and its passes go on while the next images come.
+    """
+    size = chunk_of(device)
     read: list[Views] = []
     parts: list[Outputs] = []
     waiting: Tensor | None = None
     for views in stream:
         read.append(views._replace(pixels=torch.empty(0)))
-        waiting = views.pixels if waiting is None else torch.cat([waiting, views.pixels])
-        while len(waiting) >= CHUNK:
-            parts.append(maker()(waiting[:CHUNK]))
-            waiting = waiting[CHUNK:]
+        pixels = views.pixels.to(device, non_blocking=True)
+        waiting = torch.cat([waiting, pixels]) if waiting is not None and len(waiting) else pixels
+        while len(waiting) >= size:
+            parts.append(maker()(waiting[:size]))
+            waiting = waiting[size:]
         counter.advance(len(np.unique(views.rows)) + len(views.failures))
     if waiting is not None and len(waiting):
         parts.append(maker()(waiting))
-    return read, {name: torch.cat([part.pop(name) for part in parts]) for name in (list(parts[0]) if parts else ())}
+    names = list(parts[0]) if parts else []
+    return read, {name: torch.cat([part.pop(name) for part in parts]).cpu() for name in names}
 
 
 def _publish(read: Sequence[Views], outputs: Outputs, folder_of: Callable[[int], Path]) -> None:

@@ -18,6 +18,7 @@ from toolkit.features.sample import sample_images
 from toolkit.hardware import true_float32
 
 CHUNK = 16  # images in every forward pass, padded where there are fewer; larger ones are no faster on a CPU
+CHUNK_ON_GPU = 32  # which a hundred kernels have to be started for, whatever their size; more may not fit into 4 GB
 
 # Half precision is taken by itself only where it moves the pooled features by less than this (relative, on images
 # with the spectrum of photographs). EfficientNet-Lite0 in bfloat16: 3e-2 on a CPU, 5e-2 on an H200; its depthwise
@@ -40,9 +41,9 @@ class FrozenPrefix:
     """Frozen stages as they run: copies, BatchNorm folded, channels last, in one precision.
 
     cut: the stage whose input is wanted, or None. taps: stages whose pooled outputs are wanted; no stage beyond the
-    last of them and the cut is run. The forward always sees CHUNK images (kernels are chosen by shape), so an image's
-    numbers depend neither on its company nor on whether they are stored or computed anew. Images of another size than
-    the backbone's own have copies of their own, those of the last such size being kept.
+    last of them and the cut is run. The forward always sees as many images, `chunk_of` the device (kernels are chosen
+    by shape), so an image's numbers depend neither on its company nor on whether they are stored or computed anew.
+    Images of another size than the backbone's own have copies of their own, those of the last such size being kept.
     """
 
     def __init__(
@@ -89,7 +90,8 @@ class FrozenPrefix:
 
     def __call__(self, pixels: Tensor) -> Activations:
         """Return the Activations of uint8 (N, 3, S, S), or of float that is normalised already."""
-        parts = [self._chunk(pixels[i : i + CHUNK]) for i in range(0, max(1, len(pixels)), CHUNK)]
+        size = chunk_of(self.device)
+        parts = [self._chunk(pixels[i : i + size], size) for i in range(0, max(1, len(pixels)), size)]
         if len(parts) == 1:
             return parts[0]
         cuts = [part.at_cut for part in parts if part.at_cut is not None]
@@ -98,9 +100,9 @@ class FrozenPrefix:
             at_cut, tuple(torch.cat(tensors) for tensors in zip(*(p.pooled for p in parts), strict=True))
         )
 
-    def _chunk(self, pixels: Tensor) -> Activations:
+    def _chunk(self, pixels: Tensor, size: int) -> Activations:
         n = len(pixels)
-        whole = self.run(_padded(pixels))
+        whole = self.run(_padded(pixels, size))
         at_cut = None if whole.at_cut is None else whole.at_cut[:n]
         return Activations(at_cut, tuple(tensor[:n] for tensor in whole.pooled))
 
@@ -109,7 +111,7 @@ class FrozenPrefix:
         pooled: list[Tensor] = []
         at_cut = None
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False), true_float32():
-            activation = self.normalise(pixels.to(self.device)).to(self.dtype)
+            activation = self.normalise(pixels.to(self.device, non_blocking=True)).to(self.dtype)
             activation = activation.contiguous(memory_format=torch.channels_last)
             for index, stage in enumerate(self._stages_for((pixels.shape[2], pixels.shape[3]))):
                 activation = stage(activation)
@@ -120,18 +122,23 @@ class FrozenPrefix:
         return Activations(at_cut, tuple(pooled))
 
 
-def in_chunks(function: Callable[[Any], Tensor], inputs: Tensor | Activations) -> Tensor:
-    """Apply `function` to images, or their Activations, in passes of exactly CHUNK; return its rows on the CPU."""
-    size = len(inputs) if isinstance(inputs, Tensor) else len(_tensors(inputs)[0])
+def chunk_of(device: torch.device) -> int:
+    """Return how many images every forward pass of frozen stages has on a device."""
+    return CHUNK_ON_GPU if device.type == "cuda" else CHUNK
+
+
+def in_chunks(function: Callable[[Any], Tensor], inputs: Tensor | Activations, size: int = CHUNK) -> Tensor:
+    """Apply `function` to images, or their Activations, in passes of exactly `size`; return its rows on the CPU."""
+    total = len(inputs) if isinstance(inputs, Tensor) else len(_tensors(inputs)[0])
     results = []
-    for start in range(0, max(1, size), CHUNK):
-        n = max(0, min(CHUNK, size - start))
+    for start in range(0, max(1, total), size):
+        n = max(0, min(size, total - start))
         part: Any
         if isinstance(inputs, Tensor):
-            part = _padded(inputs[start : start + n])
+            part = _padded(inputs[start : start + n], size)
         else:
-            at_cut = None if inputs.at_cut is None else _padded(inputs.at_cut[start : start + n])
-            part = Activations(at_cut, tuple(_padded(tensor[start : start + n]) for tensor in inputs.pooled))
+            at_cut = None if inputs.at_cut is None else _padded(inputs.at_cut[start : start + n], size)
+            part = Activations(at_cut, tuple(_padded(tensor[start : start + n], size) for tensor in inputs.pooled))
         results.append(function(part)[:n].cpu())
     return torch.cat(results)
 
@@ -140,8 +147,8 @@ def _tensors(activations: Activations) -> list[Tensor]:
     return [*([] if activations.at_cut is None else [activations.at_cut]), *activations.pooled]
 
 
-def _padded(tensor: Tensor) -> Tensor:
-    return torch.cat([tensor, tensor.new_zeros((CHUNK - len(tensor), *tensor.shape[1:]))])
+def _padded(tensor: Tensor, size: int) -> Tensor:
+    return torch.cat([tensor, tensor.new_zeros((size - len(tensor), *tensor.shape[1:]))])
 
 
 def prefix_dtype(backbone: Backbone, precision: str, device: torch.device) -> torch.dtype:

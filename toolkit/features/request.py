@@ -18,10 +18,11 @@ from toolkit.backbones.backbone import Backbone
 from toolkit.backbones.taps import check_taps
 from toolkit.backbones.weights import state_sha256
 from toolkit.data.decode import DECODING_POLICY
+from toolkit.data.gpu_jpegs import GpuJpegs, decoder_of
 from toolkit.data.views import AUGMENTATIONS, Augmentation, source_px
 from toolkit.errors import SettingError
 from toolkit.features.fuse import VERSION as FUSED
-from toolkit.features.prefix import CHUNK, FrozenPrefix
+from toolkit.features.prefix import FrozenPrefix, chunk_of
 from toolkit.features.sample import sample_images
 
 FORMAT = 2  # of the store; another number, another folder
@@ -109,8 +110,13 @@ class Request:
             for name, shape in self.shapes.items()
         )
 
+    @property
+    def jpegs(self) -> GpuJpegs | None:
+        """What decodes JPEGs of clean views on the device; None for the CPU, and for pixels, which go through none."""
+        return None if self.cut == 0 else decoder_of(self.device, self.backbone.preprocessing)
+
     def maker(self) -> Callable[[Tensor], dict[str, Tensor]]:
-        """Return the function from uint8 (n, 3, S, S) to the outputs by name, on the CPU.
+        """Return the function from uint8 (n, 3, S, S) to the outputs by name, on the device that they are computed on.
 
         Raises SettingError where the backbone was trained on since the Request was made.
         """
@@ -122,9 +128,9 @@ class Request:
 
         def make(pixels: Tensor) -> dict[str, Tensor]:
             found = prefix(pixels)
-            outputs = {pool_name(tap): part.cpu() for tap, part in zip(prefix.taps, found.pooled, strict=True)}
+            outputs = {pool_name(tap): part for tap, part in zip(prefix.taps, found.pooled, strict=True)}
             if found.at_cut is not None and self.cut is not None:
-                outputs[stage_name(self.cut)] = found.at_cut.cpu()
+                outputs[stage_name(self.cut)] = found.at_cut
             return outputs
 
         return make
@@ -142,10 +148,11 @@ class Request:
             "weights": self.backbone.weights,
             "weights_digest": self.identity,
             "dtype": str(self.dtype),
-            "chunk": CHUNK,
+            "chunk": chunk_of(self.device),
             "fused": FUSED,
             **{package: _version(package) for package in ("torch", "torchvision", "timm")},
             "device": _device_name(self.device),
+            **({} if self.jpegs is None else {"jpegs": "decoded by the device"}),
         }
 
     def view_recipe(self) -> dict[str, Any]:

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from toolkit.data.manifest import TRAIN, Manifest
 from toolkit.data.views import augmentation
-from toolkit.features.prefix import CHUNK
+from toolkit.features.prefix import chunk_of
 from toolkit.features.request import Request
 from toolkit.features.sample import sample_images
 from toolkit.hardware import resolve_precision
@@ -137,9 +138,15 @@ def _view_seconds(request: Request, manifest: Manifest, job: Job) -> float:
     pass_s = job.tried.get("pass_s")
     if pass_s is None:  # of all stages, which is a little more than those before a cut
         make = job.request.maker()
-        sample = sample_images(CHUNK, job.backbone.preprocessing.crop_px)
-        make(sample)
+        sample = sample_images(chunk_of(job.device), job.backbone.preprocessing.crop_px)
+        _on_cpu(make(sample))
         start = time.perf_counter()
-        make(sample)
-        pass_s = job.tried["pass_s"] = (time.perf_counter() - start) / CHUNK
+        _on_cpu(make(sample))
+        pass_s = job.tried["pass_s"] = (time.perf_counter() - start) / len(sample)
     return decode_s + pass_s if job.device.type == "cpu" else max(decode_s, pass_s)
+
+
+def _on_cpu(outputs: dict[str, Tensor]) -> None:
+    """Have all of a pass done: a GPU goes on by itself until somebody wants to see."""
+    for part in outputs.values():
+        part.cpu()

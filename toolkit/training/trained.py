@@ -11,7 +11,7 @@ from torch import Tensor
 
 from toolkit.backbones.backbone import Backbone
 from toolkit.data.preprocessing import Preprocessing
-from toolkit.features.prefix import Activations, in_chunks
+from toolkit.features.prefix import Activations, chunk_of, in_chunks
 from toolkit.hardware import true_float32
 from toolkit.training.network import TransferNetwork
 from toolkit.training.passes import dropout_layers, sampled_logits
@@ -72,7 +72,7 @@ class TrainedModel:
         device = device or torch.device("cpu")
         network = self._as_it_predicts(device)
         with torch.inference_mode():
-            return in_chunks(lambda part: network(_to(part, device)).float(), inputs)
+            return in_chunks(lambda part: network(_to(part, device)).float(), inputs, chunk_of(device))
 
     def _as_it_predicts(self, device: torch.device) -> Callable[[Tensor | Activations], Tensor]:
         """Return the network, its trained stages settled; made anew when they have changed."""
