@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional as F
 
 from toolkit.data.decode import UnreadableImage, decode
+from toolkit.data.pillow_resize import SUPPORT, resized
 from toolkit.data.preprocessing import Preprocessing
 from toolkit.data.views import clean_view, decoded_px
 from toolkit.progress import say
@@ -26,9 +26,8 @@ from toolkit.progress import say
 # Compute capabilities of the GPUs that have the engine: A100 and A30, H100 and H200, B200 and B300.
 WITH_ENGINE = ((8, 0), (9, 0), (10, 0), (10, 3))
 MOST_CORES = 12  # of the CPU: as many decode 4,700 a second, and the engine shares its time with the passes
-RESAMPLING = ("bilinear", "bicubic")
 TRUSTED_ERROR = 3.0  # of 255, mean over the pixels of a sample: chroma is enlarged a little differently
-SWITCH = "TOOLKIT_JPEGS"  # cpu: never by a GPU
+SWITCH = "TOOLKIT_JPEGS"  # cpu: never by a GPU; gpu: by any that can, whatever difference it makes
 
 _Decode = Callable[[list[Tensor]], list[Tensor]]
 
@@ -55,7 +54,7 @@ class Encoded(NamedTuple):
 
 
 class GpuJpegs:
-    """Decodes plain JPEGs on a device and makes clean views of them there: Pillow's, up to the rounding of values.
+    """Decodes plain JPEGs on a device and makes clean views of them there: as Pillow would of the same pixels.
 
     decode: uint8 (B,) on the CPU, each a file → uint8 (3, H, W) each, on the device.
     """
@@ -107,19 +106,18 @@ class GpuJpegs:
 
 
 def clean_view_of(image: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """Return view 0 of uint8 (3, H, W), uint8 (3, S, S) on its device: as `clean_view`, values within 1 of its.
+    """Return view 0 of uint8 (3, H, W), uint8 (3, S, S) on its device: `clean_view`'s, to the bit.
 
-    Raises ValueError for an interpolation that is not of RESAMPLING.
+    Raises ValueError for another interpolation than bilinear and bicubic, and for an image that is too large.
     """
-    if preprocessing.interpolation not in RESAMPLING:
-        raise ValueError(f"{' or '.join(RESAMPLING)} expected, got {preprocessing.interpolation}")
+    if preprocessing.interpolation not in SUPPORT:
+        raise ValueError(f"{' or '.join(SUPPORT)} expected, got {preprocessing.interpolation}")
     height, width = image.shape[1:]
     long = int(preprocessing.resize_px * max(width, height) / min(width, height))
-    size = (long, preprocessing.resize_px) if width <= height else (preprocessing.resize_px, long)
-    resized = F.interpolate(image[None].float(), size=size, mode=preprocessing.interpolation, antialias=True)[0]
+    size = (preprocessing.resize_px, long) if width <= height else (long, preprocessing.resize_px)
     side = preprocessing.crop_px
-    top, left = round((size[0] - side) / 2), round((size[1] - side) / 2)  # Pillow's and torchvision's rule
-    return resized[:, top : top + side, left : left + side].round().clamp(0, 255).to(torch.uint8)
+    left, top = round((size[0] - side) / 2), round((size[1] - side) / 2)  # torchvision's rule
+    return resized(image, size, (left, top, left + side, top + side), preprocessing.interpolation)
 
 
 def upright(image: Tensor, orientation: int) -> Tensor:
@@ -137,18 +135,23 @@ def decoder_of(device: torch.device, preprocessing: Preprocessing) -> GpuJpegs |
 
     A decision by what the machine has, so that it is the same for one image and for a million.
     """
-    if device.type != "cuda" or preprocessing.interpolation not in RESAMPLING:
+    if device.type != "cuda" or os.environ.get(SWITCH) == "cpu" or preprocessing.interpolation not in SUPPORT:
         return None
-    return _decoder_of(device)
+    return _decoder_of(device) if is_forced() or _pays(device) else None
+
+
+def is_forced() -> bool:
+    """Return whether somebody has asked for it, whatever difference it makes."""
+    return os.environ.get(SWITCH) == "gpu"
+
+
+def _pays(device: torch.device) -> bool:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores <= MOST_CORES and torch.cuda.get_device_capability(device) in WITH_ENGINE
 
 
 @functools.cache
 def _decoder_of(device: torch.device) -> GpuJpegs | None:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if os.environ.get(SWITCH) == "cpu" or cores > MOST_CORES:
-        return None
-    if torch.cuda.get_device_capability(device) not in WITH_ENGINE:
-        return None
     try:
         decoder = nvjpeg(device)
     except (ImportError, RuntimeError):

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from toolkit.data.ahead import DecodedAhead
-from toolkit.data.gpu_jpegs import decoder_of
+from toolkit.data.gpu_jpegs import decoder_of, is_forced
 from toolkit.data.loading import Batch, Failure, clean_batches
 from toolkit.data.manifest import Manifest
 from toolkit.data.preprocessing import Preprocessing
@@ -56,7 +56,7 @@ def file_blocks(
     settings["workers"] = workers if turns else -(-workers // len(decodings))
     streams = []
     for decoding in decodings:
-        gpu = decoder_of(device, decoding)
+        gpu = decoder_of(device, decoding) if is_forced() else None
         if gpu is not None:
             streams.append(clean_views(manifest, rows, decoding, gpu=gpu, **settings))
         else:

@@ -18,10 +18,11 @@ from toolkit.backbones.backbone import Backbone
 from toolkit.backbones.taps import check_taps
 from toolkit.backbones.weights import state_sha256
 from toolkit.data.decode import DECODING_POLICY
-from toolkit.data.gpu_jpegs import GpuJpegs, decoder_of
+from toolkit.data.gpu_jpegs import GpuJpegs
 from toolkit.data.views import AUGMENTATIONS, Augmentation, source_px
 from toolkit.errors import SettingError
 from toolkit.features.fuse import VERSION as FUSED
+from toolkit.features.jpegs import jpeg_decoder
 from toolkit.features.prefix import FrozenPrefix, chunk_of
 from toolkit.features.sample import sample_images
 
@@ -113,7 +114,7 @@ class Request:
     @property
     def jpegs(self) -> GpuJpegs | None:
         """What decodes JPEGs of clean views on the device; None for the CPU, and for pixels, which go through none."""
-        return None if self.cut == 0 else decoder_of(self.device, self.backbone.preprocessing)
+        return None if self.cut == 0 else jpeg_decoder(self.backbone, self.identity, self.device)
 
     def maker(self) -> Callable[[Tensor], dict[str, Tensor]]:
         """Return the function from uint8 (n, 3, S, S) to the outputs by name, on the device that they are computed on.
