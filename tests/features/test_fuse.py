@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from tests.features.small import SIZES, family
 from tests.features.test_fold import Used, conv, norm, sample
 from toolkit.features import fuse as fusing
-from toolkit.features.fold import agrees, frozen_copies
+from toolkit.features.agree import agrees
+from toolkit.features.fold import frozen_copies
 from toolkit.features.fuse import FusedConvolution, can_fuse, fuse
 from toolkit.features.prefix import CHUNK, FrozenPrefix
 
@@ -36,7 +37,7 @@ def check(stages: list[nn.Module], fused: int | None, images: Tensor | None = No
     folded = frozen_copies([stage.eval() for stage in stages], images)
     before = copy.deepcopy(folded.stages)
     made = folded.stages
-    fuse(made, folded.activations)
+    fuse(made, folded.activations, folded.followers)
     assert fused is None or count(made) == fused
     other = images.flip(2) * 1.5 + 0.1
     with torch.no_grad():

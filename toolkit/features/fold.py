@@ -11,7 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-TOLERANCE = 1e-4  # relative; folding multiplies in another order
+from toolkit.features.agree import is_close
+from toolkit.features.fuse import Followers, followers
 
 
 class _Pair(NamedTuple):
@@ -30,10 +31,14 @@ class _Found(NamedTuple):
 
 
 class Folded(NamedTuple):
-    """Copies of stages, and the sample's activations before, between and after them, as the plain stages make them."""
+    """Copies of stages, and the sample's activations before, between and after them, as the plain stages make them.
+
+    followers: of each copy, where it was looked at already, which activation follows which convolution.
+    """
 
     stages: nn.ModuleList
     activations: list[Tensor]
+    followers: list[Followers | None]
 
 
 def frozen_copies(stages: Sequence[nn.Module], sample: Tensor) -> Folded:
@@ -50,24 +55,25 @@ def frozen_copies(stages: Sequence[nn.Module], sample: Tensor) -> Folded:
     copies are on the CPU, where all this is done, so that the outcome does not depend on the device that the
     originals are on.
     """
-    plain = plain_copies(stages).cpu()
+    copies = plain_copies(stages).cpu()
+    seen: list[Followers | None] = [None] * len(copies)
     # It may be called in a step of mixed precision, or in inference mode, in which no change leaves a trace.
     with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
-        found, activations = _follow(plain, sample.cpu().clone())
-        if not any(of_stage.pairs or of_stage.padders for of_stage in found):
-            return Folded(plain, activations)
-        folded = plain_copies(stages).cpu()
+        found, activations = _follow(copies, sample.cpu().clone())
         for of_stage in found:
             for pair in of_stage.pairs:
-                _fold(folded, pair)
+                _fold(copies, pair)
             for name, size in of_stage.padders.items():
-                _pad_the_kernel(folded, name, size)
+                _pad_the_kernel(copies, name, size)
         for number, of_stage in enumerate(found):
-            if (of_stage.pairs or of_stage.padders) and not agrees(
-                folded[number], activations[number], activations[number + 1]
-            ):
-                folded[number] = plain[number]
-    return Folded(folded, activations)
+            if of_stage.pairs or of_stage.padders:
+                try:
+                    made, seen[number] = followers(copies[number], activations[number])
+                except Exception:  # whatever a module does that misses its norm
+                    made = None
+                if not is_close(made, activations[number + 1]):
+                    copies[number], seen[number] = plain_copies(stages[number : number + 1]).cpu()[0], None
+    return Folded(copies, activations, seen)
 
 
 def plain_copies(stages: Sequence[nn.Module]) -> nn.ModuleList:
@@ -153,17 +159,6 @@ def _missing(convolution: nn.Conv2d, size: Sequence[int]) -> list[int]:
     """Return how many rows and columns "same" padding adds to an input of `size`, (height, width)."""
     shape = zip(size, convolution.stride, convolution.kernel_size, convolution.dilation, strict=True)
     return [max(0, (math.ceil(n / step) - 1) * step + (k - 1) * apart + 1 - n) for n, step, k, apart in shape]
-
-
-def agrees(stage: nn.Module, activation: Tensor, expected: Tensor) -> bool:
-    """Return whether a stage makes what is expected of an activation, but for rounding."""
-    try:
-        found = stage(activation.clone())
-    except Exception:  # whatever a module does that misses its norm
-        return False
-    if not isinstance(found, Tensor) or found.shape != expected.shape:
-        return False
-    return bool((found - expected).norm() <= TOLERANCE * expected.norm())  # not so for NaN
 
 
 def _fold(stages: nn.ModuleList, pair: _Pair) -> None:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from toolkit.features.fold import agrees
+from toolkit.features.agree import agrees
 
 VERSION = 2  # of what is fused; another one may give other last bits
 
@@ -31,6 +31,7 @@ _ACTIVATIONS: dict[type[nn.Module], Callable[[Any], Activation]] = {
     nn.Hardswish: lambda module: Activation("hardswish"),
     nn.GELU: lambda module: Activation("gelu", (), module.approximate),
 }
+Followers = list[tuple[str, str]]  # names of convolutions, and of the activations that follow them
 _OPERATORS = ("_convolution_pointwise", "_reorder_convolution_weight")
 
 
@@ -65,10 +66,11 @@ class FusedConvolution(nn.Module):
         return {**self.__dict__, "_kernels": None}  # oneDNN's layouts can be neither copied nor saved
 
 
-def fuse(stages: nn.ModuleList, activations: Sequence[Tensor]) -> None:
+def fuse(stages: nn.ModuleList, activations: Sequence[Tensor], seen: Sequence[Followers | None] | None = None) -> None:
     """Let the convolutions of stages, copies in eval mode, do the activations that follow them.
 
-    activations: float32 on the CPU, what went into each stage and came out of the last, of one image. On a CPU most of
+    activations: float32 on the CPU, what went into each stage and came out of the last, of one image. seen: what
+    `followers` has found of each stage, where it was asked. On a CPU most of
     what compiling would win is won like this, without a compiler and in a tenth of a second: EfficientNet-Lite0 at 224
     px in float32 takes 268 ms of one core for 16 images, 231 ms like this and 220 ms compiled (torch 2.15, AVX-512; 16
     s of compiling). As in `frozen_copies`, what follows what is seen by running the sample and following the tensors;
@@ -76,8 +78,9 @@ def fuse(stages: nn.ModuleList, activations: Sequence[Tensor]) -> None:
     Modules with hooks, or a forward of their own, stay.
     """
     with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
-        for stage, given, expected in zip(stages, activations, activations[1:], strict=False):
-            _fuse(stage, given, expected)
+        known = [None] * len(stages) if seen is None else seen
+        for stage, given, expected, pairs in zip(stages, activations, activations[1:], known, strict=False):
+            _fuse(stage, given, expected, followers(stage, given)[1] if pairs is None else pairs)
 
 
 def can_fuse(dtype: torch.dtype) -> bool:
@@ -88,9 +91,9 @@ def can_fuse(dtype: torch.dtype) -> bool:
     return dtype == torch.float32 or (dtype in supports and bool(getattr(torch.ops.mkldnn, supports[dtype])()))
 
 
-def _fuse(stage: nn.Module, given: Tensor, expected: Tensor) -> None:
+def _fuse(stage: nn.Module, given: Tensor, expected: Tensor, pairs: Followers) -> None:
     before: dict[str, nn.Module] = {}
-    for convolution_name, activation_name in _pairs(stage, given):
+    for convolution_name, activation_name in pairs:
         convolution, activation = stage.get_submodule(convolution_name), stage.get_submodule(activation_name)
         before |= {convolution_name: convolution, activation_name: activation}
         assert isinstance(convolution, nn.Conv2d)
@@ -105,8 +108,9 @@ def _fuse(stage: nn.Module, given: Tensor, expected: Tensor) -> None:
             module.forget_kernels()  # they were laid out for one image
 
 
-def _pairs(stage: nn.Module, given: Tensor) -> list[tuple[str, str]]:
-    """Return the names of convolutions, and of the activations that are all that is seen to become of their outputs."""
+def followers(stage: nn.Module, given: Tensor) -> tuple[Any, Followers]:
+    """Return what a stage makes of an activation, and the names of convolutions and of the activations that are all
+    that is seen to become of their outputs."""
     made: dict[int, tuple[str, Tensor, int]] = {}  # the tensor is kept, so that its id is not given out again
     runs: Counter[str] = Counter()
     pairs: list[tuple[str, str]] = []
@@ -129,12 +133,12 @@ def _pairs(stage: nn.Module, given: Tensor) -> list[tuple[str, str]]:
         elif name and type(module) in _ACTIVATIONS and _is_bare(module):
             hooks.append(module.register_forward_pre_hook(lambda m, x, name=name: before_activation(name, x)))
     try:
-        stage(given.clone())  # a stage may work in place
+        found = stage(given.clone())  # a stage may work in place
     finally:
         for hook in hooks:
             hook.remove()
     feeds = Counter(convolution for convolution, _ in pairs)
-    return [pair for pair in pairs if runs[pair[0]] == runs[pair[1]] == feeds[pair[0]] == 1]
+    return found, [pair for pair in pairs if runs[pair[0]] == runs[pair[1]] == feeds[pair[0]] == 1]
 
 
 def _is_plain(convolution: nn.Conv2d) -> bool:

@@ -75,9 +75,9 @@ class FrozenPrefix:
         one = next((p for stage in self._originals for p in stage.parameters()), torch.empty(0))
         pixels = sample_images(1, max(size_px))[:, :, : size_px[0], : size_px[1]]
         sample = copy.deepcopy(self.normalise).cpu()(pixels)
-        stages, activations = frozen_copies(self._originals, sample.to(one.device, one.dtype))
+        stages, activations, seen = frozen_copies(self._originals, sample.to(one.device, one.dtype))
         if self.device.type == "cpu" and can_fuse(self.dtype):
-            fuse(stages, activations)
+            fuse(stages, activations, seen)
         placed: nn.ModuleList = stages.to(self.device, self.dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
         return placed
 

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from toolkit.features.fold import agrees, norms_after_convolutions, rest_of
+from toolkit.features.agree import agrees
+from toolkit.features.fold import norms_after_convolutions, rest_of
 
 CHANGE = 0.3  # standard deviation of what every parameter and statistic is changed by, for the comparison
 

@@ -27,9 +27,9 @@ class SettledNetwork:
             given = network.before_tail(sample_images(1, size_px).to(device))
         activation = given.at_cut if isinstance(given, Activations) else given
         assert activation is not None
-        stages, activations = frozen_copies(list(network.stages)[cut:], activation.float())
+        stages, activations, seen = frozen_copies(list(network.stages)[cut:], activation.float())
         if device.type == "cpu" and can_fuse(torch.float32):
-            fuse(stages, activations)
+            fuse(stages, activations, seen)
         self.network = network
         self.stages: nn.ModuleList = stages.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.shapes = {True: activation.shape[1:], False: torch.Size((3, size_px, size_px))}
