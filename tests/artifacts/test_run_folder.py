@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -22,16 +23,21 @@ def config(seed: int) -> dict[str, object]:
 
 
 def created(path: Path, config: dict[str, object], *, overwrite: bool) -> RunFolder:
-    """Return a folder in which a run has begun."""
+    """Return a folder in which a run has begun, and has stopped."""
     folder = RunFolder(path)
-    folder.check_free(overwrite=overwrite)
-    folder.begin(config)
+    with folder.claimed(overwrite=overwrite):
+        folder.begin(config)
     return folder
 
 
-def test_a_new_folder_holds_its_config_alone(tmp_path: Path) -> None:
+def names(folder: Path) -> list[str]:
+    """Return what is in a folder, by paths."""
+    return sorted(str(entry.relative_to(folder)) for entry in folder.rglob("*"))
+
+
+def test_a_new_folder_holds_its_config_and_its_lock(tmp_path: Path) -> None:
     folder = created(tmp_path / "a/b", {"seed": 3, "data": "Größe"}, overwrite=False)
-    assert [file.name for file in folder.path.iterdir()] == ["config.yaml"]
+    assert names(folder.path) == ["checkpoints", "checkpoints/run.lock", "config.yaml"]
     assert folder.config() == {"seed": 3, "data": "Größe"}
     assert "Größe" in (folder.path / "config.yaml").read_text(encoding="utf-8")
     assert not folder.finished
@@ -50,31 +56,113 @@ def test_overwriting_removes_what_a_run_writes_and_nothing_else(tmp_path: Path) 
         (folder.path / name).parent.mkdir(exist_ok=True)
         (folder.path / name).write_text("old")
     created(folder.path, config(2), overwrite=True)
-    assert sorted(file.name for file in folder.path.iterdir()) == ["config.yaml", "mine.txt"]
+    assert names(folder.path) == ["checkpoints", "checkpoints/run.lock", "config.yaml", "mine.txt"]
     assert folder.config() == config(2)
 
 
-def test_the_proof_of_being_finished_goes_first_and_that_of_being_a_run_last(
+def test_the_proof_of_being_finished_goes_first_and_that_of_being_a_run_never(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = created(tmp_path / "run", config(1), overwrite=False)
     folder.write("metrics.json", {})
     removed: list[str] = []
     unlink = Path.unlink
-    monkeypatch.setattr(
-        Path, "unlink", lambda self, missing_ok=False: (removed.append(self.name), unlink(self, missing_ok))
-    )
-    created(folder.path, config(2), overwrite=True)
-    assert removed[0] == "metrics.json"
-    assert [name for name in removed if name in FILES or name.startswith("model.")][-1] == "config.yaml"
+
+    def noted(path: Path, missing_ok: bool = False) -> None:
+        if not path.name.startswith(TEMPORARY_PREFIX):
+            assert folder.config() == config(1) and (folder.checkpoints / LOCK).exists()
+            removed.append(path.name)
+        unlink(path, missing_ok)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "unlink", noted)
+        created(folder.path, config(2), overwrite=True)
+    assert removed[0] == "metrics.json" and "config.yaml" not in removed
+    assert folder.config() == config(2)
 
 
-def test_checking_writes_nothing(tmp_path: Path) -> None:
-    RunFolder(tmp_path / "new").check_free(overwrite=False)
-    assert list(tmp_path.iterdir()) == []
+def test_a_claim_that_comes_to_nothing_leaves_no_trace(tmp_path: Path) -> None:
+    old = created(tmp_path / "old", config(1), overwrite=False)
+    finished = created(tmp_path / "finished", config(1), overwrite=False)
+    finished.drop_checkpoints()
+    before = names(tmp_path)
+    for path, overwrite in ((old.path, True), (finished.path, True), (tmp_path / "new/deep/er", False)):
+        with pytest.raises(KeyboardInterrupt), RunFolder(path).claimed(overwrite=overwrite):
+            raise KeyboardInterrupt
+        assert names(tmp_path) == before
     (tmp_path / "other.txt").write_text("x")
+    for overwrite in (False, True):
+        with pytest.raises(ArtifactError, match="is not empty and holds no run"):
+            created(tmp_path, config(1), overwrite=overwrite)
+    assert names(tmp_path) == sorted([*before, "other.txt"])
+
+
+def test_a_claim_that_was_killed_bars_nobody(tmp_path: Path) -> None:
+    (tmp_path / "run/checkpoints").mkdir(parents=True)
+    (tmp_path / "run/checkpoints" / LOCK).touch()
+    assert created(tmp_path / "run", config(1), overwrite=False).config() == config(1)
+    (tmp_path / "mine/checkpoints").mkdir(parents=True)
     with pytest.raises(ArtifactError, match="is not empty and holds no run"):
-        RunFolder(tmp_path).check_free(overwrite=True)
+        created(tmp_path / "mine", config(1), overwrite=False)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_from_the_check_on_nobody_else_begins(tmp_path: Path, overwrite: bool) -> None:
+    path = tmp_path / "run"
+    if overwrite:
+        created(path, config(0), overwrite=False).drop_checkpoints()
+    folder = RunFolder(path)
+    with folder.claimed(overwrite=overwrite):
+        for begun in (False, True):
+            with pytest.raises(ArtifactError, match="another process is working"):
+                created(path, config(2), overwrite=overwrite or begun)
+            if not begun:
+                folder.begin(config(1))
+        with pytest.raises(ArtifactError, match="already holds a run"):
+            created(path, config(2), overwrite=False)
+    assert folder.config() == config(1)
+
+
+def test_what_another_run_did_before_the_lock_was_ours_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = RunFolder.held
+
+    def after_another(folder: RunFolder) -> AbstractContextManager[None]:
+        monkeypatch.setattr(RunFolder, "held", held)
+        created(tmp_path / "run", config(1), overwrite=False).drop_checkpoints()
+        return held(folder)
+
+    monkeypatch.setattr(RunFolder, "held", after_another)
+    with pytest.raises(ArtifactError, match="already holds a run"):
+        created(tmp_path / "run", config(2), overwrite=False)
+    assert RunFolder.open(tmp_path / "run").config() == config(1)
+    assert names(tmp_path / "run") == ["config.yaml"]
+
+
+def test_a_run_that_was_replaced_before_it_was_held_is_not_gone_on_with(tmp_path: Path) -> None:
+    folder = created(tmp_path / "run", config(1), overwrite=False)
+    as_read = folder.config()
+    folder.check_still(as_read)
+    created(tmp_path / "run", config(2), overwrite=True)
+    with folder.held(), pytest.raises(ArtifactError, match="another run was put in its place"):
+        folder.check_still(as_read)
+
+
+def test_no_run_is_removed_where_there_is_no_room_for_the_next_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = created(tmp_path / "run", config(1), overwrite=False)
+    folder.write("metrics.json", {})
+    write = Path.write_text
+
+    def full(path: Path, text: str, **more: Any) -> int:
+        if path.name.endswith("config.yaml"):
+            raise OSError(28, "No space left on device")
+        return write(path, text, **more)
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(ArtifactError, match=r"cannot be written \(No space left on device"):
+        created(folder.path, config(2), overwrite=True)
+    assert folder.finished and folder.config() == config(1)
 
 
 def test_damaged_files_are_named(tmp_path: Path) -> None:
@@ -125,7 +213,6 @@ def test_a_config_that_cannot_be_written_costs_no_run(tmp_path: Path) -> None:
 
 def test_only_our_own_checkpoints_are_dropped(tmp_path: Path) -> None:
     folder = created(tmp_path / "run", config(1), overwrite=False)
-    folder.checkpoints.mkdir()
     for name in (LAST, BEST, f"{TEMPORARY_PREFIX}12-{LAST}", "mine.pt"):
         (folder.checkpoints / name).write_text("x")
     folder.drop_checkpoints()

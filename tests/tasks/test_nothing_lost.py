@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,6 +13,7 @@ import toolkit
 from tests.photos import make_photos
 from tests.tasks.conftest import Runs
 from tests.tasks.small import SMALL, run
+from toolkit.artifacts.run_folder import RunFolder
 from toolkit.cli import main
 from toolkit.errors import ArtifactError
 from toolkit.tasks.baseline import train_baseline
@@ -70,3 +73,34 @@ def test_a_cache_may_lie_in_the_run_folder(data: Path, tmp_path: Path) -> None:
     for overwrite in (False, True):
         assert again(tmp_path / "a", tmp_path / "a/cache", overwrite).metrics["train"]["n"] == 6
         assert again(tmp_path / "b", tmp_path / "b", overwrite).metrics["train"]["n"] == 6
+
+
+@pytest.mark.parametrize("step", ["open_store", "say"])
+@pytest.mark.parametrize("verb", ["finetune", "baseline"])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_nobody_begins_in_a_folder_that_another_process_begins_in(
+    runs: Runs, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, verb: str, overwrite: bool
+) -> None:
+    """Another process comes along right before a run begins, or right after it has."""
+    out = tmp_path / "run"
+    if overwrite:
+        shutil.copytree(runs("head").path, out)
+    place = f"toolkit.tasks.{'run' if verb == 'finetune' else 'baseline_run'}"
+    plain = getattr(importlib.import_module(place), step)
+
+    def go() -> None:
+        if verb == "finetune":
+            run(data, out, overwrite=overwrite)
+        else:
+            train_baseline(str(data), out=str(out), overwrite=overwrite, workers=0, device="cpu", epochs=1)
+
+    def and_another_comes(*arguments: Any, **more: Any) -> Any:
+        monkeypatch.setattr(f"{place}.{step}", plain)
+        with pytest.raises(ArtifactError, match=r"another process is working|already holds a run"):
+            go()
+        return plain(*arguments, **more)
+
+    monkeypatch.setattr(f"{place}.{step}", and_another_comes)
+    go()
+    assert getattr(importlib.import_module(place), step) is plain, "it came"
+    assert RunFolder(out).finished and RunFolder(out).tidied

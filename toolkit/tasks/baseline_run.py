@@ -64,22 +64,20 @@ class BaselineRun:
 def start_baseline(
     data: str | os.PathLike[str], out: str, options: BaselineOptions, *, overwrite: bool = False
 ) -> BaselineRun:
-    """Run the whole line into a new run folder; what can be refused is refused before the folder is made."""
+    """Run the whole line into a new run folder; what can be refused is refused before the run begins there."""
     _check_machine(options)
     where = Path(out).expanduser().absolute()
     check_apart(data, where)
     check_cache_apart(data, options.cache_dir)
     folder = RunFolder(where)
-    folder.check_free(overwrite=overwrite)
-    clock = Stopwatch()
-    with clock.part("scan"):
-        source = open_source(data, options)
-    config = {"data": str(Path(data).expanduser().absolute()), "out": str(where), **options.to_dict()}
-    folder.check_free(overwrite=overwrite)  # again: the scan may have taken minutes
-    with open_store(options.cache, options.cache_dir) as store:
-        folder.begin(config)
-        say(str(source.manifest))
-        with folder.held():
+    with folder.claimed(overwrite=overwrite):
+        clock = Stopwatch()
+        with clock.part("scan"):
+            source = open_source(data, options)
+        config = {"data": str(Path(data).expanduser().absolute()), "out": str(where), **options.to_dict()}
+        with open_store(options.cache, options.cache_dir) as store:
+            folder.begin(config)
+            say(str(source.manifest))
             return _go(folder, source, options, store, clock)
 
 
@@ -106,6 +104,7 @@ def resume_baseline(path: str | os.PathLike[str]) -> BaselineRun:
     with clock.part("scan"):
         source = open_source(data, options)
     with folder.held(), open_store(options.cache, options.cache_dir) as store:
+        folder.check_still(config)
         return _go(folder, source, options, store, clock)
 
 
