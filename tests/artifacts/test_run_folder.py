@@ -30,6 +30,15 @@ def created(path: Path, config: dict[str, object], *, overwrite: bool) -> RunFol
     return folder
 
 
+def finished(path: Path, config: dict[str, object]) -> RunFolder:
+    """Return the folder of a run that has come to its end."""
+    folder = created(path, config, overwrite=False)
+    for name in ("quarantine.csv", "metrics.json"):
+        (folder.path / name).write_text("{}")
+    folder.drop_checkpoints()
+    return folder
+
+
 def names(folder: Path) -> list[str]:
     """Return what is in a folder, by paths."""
     return sorted(str(entry.relative_to(folder)) for entry in folder.rglob("*"))
@@ -82,11 +91,9 @@ def test_the_proof_of_being_finished_goes_first_and_that_of_being_a_run_never(
 
 
 def test_a_claim_that_comes_to_nothing_leaves_no_trace(tmp_path: Path) -> None:
-    old = created(tmp_path / "old", config(1), overwrite=False)
-    finished = created(tmp_path / "finished", config(1), overwrite=False)
-    finished.drop_checkpoints()
+    old, done = created(tmp_path / "old", config(1), overwrite=False), finished(tmp_path / "done", config(1))
     before = names(tmp_path)
-    for path, overwrite in ((old.path, True), (finished.path, True), (tmp_path / "new/deep/er", False)):
+    for path, overwrite in ((old.path, True), (done.path, True), (tmp_path / "new/deep/er", False)):
         with pytest.raises(KeyboardInterrupt), RunFolder(path).claimed(overwrite=overwrite):
             raise KeyboardInterrupt
         assert names(tmp_path) == before
@@ -110,7 +117,7 @@ def test_a_claim_that_was_killed_bars_nobody(tmp_path: Path) -> None:
 def test_from_the_check_on_nobody_else_begins(tmp_path: Path, overwrite: bool) -> None:
     path = tmp_path / "run"
     if overwrite:
-        created(path, config(0), overwrite=False).drop_checkpoints()
+        finished(path, config(0))
     folder = RunFolder(path)
     with folder.claimed(overwrite=overwrite):
         for begun in (False, True):
@@ -128,14 +135,14 @@ def test_what_another_run_did_before_the_lock_was_ours_is_seen(tmp_path: Path, m
 
     def after_another(folder: RunFolder) -> AbstractContextManager[None]:
         monkeypatch.setattr(RunFolder, "held", held)
-        created(tmp_path / "run", config(1), overwrite=False).drop_checkpoints()
+        finished(tmp_path / "run", config(1))
         return held(folder)
 
     monkeypatch.setattr(RunFolder, "held", after_another)
     with pytest.raises(ArtifactError, match="already holds a run"):
         created(tmp_path / "run", config(2), overwrite=False)
     assert RunFolder.open(tmp_path / "run").config() == config(1)
-    assert names(tmp_path / "run") == ["config.yaml"]
+    assert names(tmp_path / "run") == ["config.yaml", "metrics.json", "quarantine.csv"]
 
 
 def test_a_run_that_was_replaced_before_it_was_held_is_not_gone_on_with(tmp_path: Path) -> None:
@@ -201,6 +208,51 @@ def test_a_config_of_another_program_is_no_run(tmp_path: Path, overwrite: bool) 
         created(tmp_path, config(1), overwrite=overwrite)
     assert (tmp_path / "config.yaml").read_text() == "lr: 1\n"
     assert (tmp_path / "checkpoints/epoch99.pt").read_text() == "precious"
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_config_that_a_person_wrote_is_no_run(tmp_path: Path, overwrite: bool) -> None:
+    """It has all that a run's has, and the files beside it have names that a run's have, too."""
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config(1)))
+    for name in ("metrics.json", "history.csv", "checkpoints/last.ckpt", "model/model.safetensors"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("precious")
+    before = {path: path.read_text() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(ArtifactError, match=r"config\.yaml that no run wrote"):
+        created(tmp_path, config(2), overwrite=overwrite)
+    assert {path: path.read_text() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("trace", ["quarantine.csv", "trained_on.csv", f"checkpoints/{LOCK}"])
+def test_a_run_is_known_by_what_every_run_leaves(tmp_path: Path, trace: str) -> None:
+    folder = created(tmp_path / "run", config(1), overwrite=False)
+    folder.drop_checkpoints()
+    (folder.path / trace).parent.mkdir(exist_ok=True)
+    (folder.path / trace).touch()
+    folder.check_own()
+    assert created(folder.path, config(2), overwrite=True).config() == config(2)
+
+
+def test_what_no_run_left_is_not_gone_on_with(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config(1)))
+    (tmp_path / "mine.txt").touch()
+    folder.check_own()  # a run would replace nothing
+    for name in ("predictions.csv", "model/model.json", "checkpoints/last.ckpt", "checkpoints/trial/best.safetensors"):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).touch()
+        with pytest.raises(ArtifactError, match=f"no run wrote, beside {name}"):
+            folder.check_own()
+        (tmp_path / name).unlink()
+
+
+def test_only_our_own_events_are_removed(tmp_path: Path) -> None:
+    folder = created(tmp_path / "run", config(1), overwrite=False)
+    for name in ("history", "trial2_again", "mine"):
+        (folder.path / "tensorboard" / name).mkdir(parents=True)
+        (folder.path / "tensorboard" / name / "events.out.tfevents.1").touch()
+    created(folder.path, config(2), overwrite=True)
+    assert names(folder.path / "tensorboard") == ["mine", "mine/events.out.tfevents.1"]
 
 
 def test_a_config_that_cannot_be_written_costs_no_run(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 import toolkit
 from tests.photos import make_photos
@@ -104,3 +105,22 @@ def test_nobody_begins_in_a_folder_that_another_process_begins_in(
     go()
     assert getattr(importlib.import_module(place), step) is plain, "it came"
     assert RunFolder(out).finished and RunFolder(out).tidied
+
+
+@pytest.mark.parametrize("verb", ["finetune", "baseline"])
+def test_a_folder_with_a_config_for_a_run_is_no_run(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], verb: str
+) -> None:
+    """What a person keeps beside a config for --config stays as it is, whatever it is called."""
+    mine = tmp_path / "mine"
+    (mine / "checkpoints").mkdir(parents=True)
+    values = {"data": str(data), "out": str(mine), "seed": 0, "workers": 0, "device": "cpu", "pictures": False}
+    values |= {"strategy": "head", "image_size": 32} if verb == "finetune" else {"model": "softmax"}
+    (mine / "config.yaml").write_text(yaml.safe_dump(values))
+    for name in ("predictions.csv", "history.csv", "checkpoints/last.ckpt"):
+        (mine / name).write_text("precious")
+    before = content(mine)
+    for more in (("--config", str(mine / "config.yaml"), "--overwrite"), ("--resume", str(mine))):
+        assert main([verb, *more]) == 1
+        assert "config.yaml that no run wrote" in capsys.readouterr().err
+        assert content(mine) == before

@@ -34,9 +34,14 @@ TENSORBOARD = "tensorboard"  # a folder a training of it
 TRIAL_FOLDERS, AGAIN, START = ("trial", "trial2", "trial3"), "again", "start.safetensors"
 TRIAL_HISTORIES = ("trial.csv", "trial2.csv", "trial3.csv")
 CHECKPOINT_FILES = ("last.ckpt", "best.safetensors", START)
+TRACKED = tuple(f"{Path(name).stem}{more}" for name in (HISTORY, *TRIAL_HISTORIES) for more in ("", f"_{AGAIN}"))
 FOUND = (BAD_BATCH, LR_RANGE, LR_RANGE_PICTURE)
 TABLES = (PREDICTIONS, QUARANTINE, TRAINED_ON, PER_CLASS, CONFUSION, MISTAKES)
 FILES = (CONFIG, PLAN, METRICS, HISTORY, *TRIAL_HISTORIES, *TABLES, *PICTURES, *FOUND)
+MODEL_FILES = tuple(f"{MODEL}/{name}" for name in (DESCRIPTION, WEIGHTS))
+# What every run leaves from its beginning on, and nobody else: a config such as a run's may be a person's as well, and
+# files that are called as a run's are, metrics.json or last.ckpt, another program's.
+TRACES = (f"{CHECKPOINTS}/{LOCK}", QUARANTINE, TRAINED_ON)
 
 
 @dataclass
@@ -63,7 +68,7 @@ class RunFolder:
         What is refused in the block before `begin` costs nothing: an older run is as it was, and the folders that the
         lock needed are gone again. Raises ArtifactError if the folder cannot take a new run, or a process is working on
         the one in it: a run that is there already is refused unless `overwrite` is set, a folder that holds anything
-        else always is.
+        else always is, be it a config for a run.
         """
         self._check_free(overwrite=overwrite)  # before anything is made in a folder that may be somebody's own
         lock = self.checkpoints / LOCK
@@ -169,6 +174,19 @@ class RunFolder:
         if self.config() != config:
             raise ArtifactError(f"{self.path}: another run was put in its place meanwhile; look which one you want")
 
+    def check_own(self) -> None:
+        """Raise ArtifactError where going on with a run would replace files beside which no run has left a trace."""
+        kept = self.checkpoints
+        folders = [kept, *(kept / name for name in (*TRIAL_FOLDERS, AGAIN))]
+        places = [self.path / name for name in (*FILES, *MODEL_FILES) if name != CONFIG]
+        places += [folder / name for folder in folders for name in CHECKPOINT_FILES]
+        there = next((place for place in places if place.exists()), None)
+        if there is not None and not self._has_traces():
+            raise ArtifactError(
+                f"{self.path} holds a {CONFIG} that no run wrote, beside {there.relative_to(self.path)}; begin in "
+                "another folder"
+            )
+
     def read(self, name: str) -> Any:
         """Return the content of a JSON file; ArtifactError if it is missing or damaged."""
         try:
@@ -240,23 +258,28 @@ class RunFolder:
             self._lock.left = True
 
     def _is_run(self) -> bool:
-        """Return whether `config.yaml` is one that a run wrote."""
+        """Return whether `config.yaml` is one that a run wrote here."""
         try:
             keys = set(self.config())
-            return {"data", "out", "seed"} <= keys and not keys.isdisjoint(("strategy", "model"))
         except ArtifactError:
             return False
+        return {"data", "out", "seed"} <= keys and not keys.isdisjoint(("strategy", "model")) and self._has_traces()
+
+    def _has_traces(self) -> bool:
+        """Return whether a run was here."""
+        return any((self.path / name).exists() for name in TRACES)
 
     def _remove_run(self) -> None:
         """Remove the files that a run writes, and nothing else; not `config.yaml`, which tells that the others were a
         run's, nor the lock: both have to be there for whoever comes by meanwhile, or after a kill."""
-        for name in (*_metrics_first(FILES), *(f"{MODEL}/{name}" for name in (DESCRIPTION, WEIGHTS))):
+        for name in (*_metrics_first(FILES), *MODEL_FILES):
             if name != CONFIG:
                 (self.path / name).unlink(missing_ok=True)
         self._remove_checkpoints()
-        for events in (self.path / TENSORBOARD).glob("*/events.out.tfevents.*"):
+        tracked = [self.path / TENSORBOARD / name for name in TRACKED]
+        for events in (file for folder in tracked for file in folder.glob("events.out.tfevents.*")):
             events.unlink()
-        for folder in (*(self.path / TENSORBOARD).glob("*/"), self.path / TENSORBOARD, self.path / MODEL):
+        for folder in (*tracked, self.path / TENSORBOARD, self.path / MODEL):
             with contextlib.suppress(OSError):  # somebody's own file is in it
                 folder.rmdir()
 

@@ -77,6 +77,7 @@ def start_baseline(
         config = {"data": str(Path(data).expanduser().absolute()), "out": str(where), **options.to_dict()}
         with open_store(options.cache, options.cache_dir) as store:
             folder.begin(config)
+            folder.write_quarantine(source.manifest)  # so far; from here on the folder is known as a run's
             say(str(source.manifest))
             return _go(folder, source, options, store, clock)
 
@@ -84,6 +85,7 @@ def start_baseline(
 def resume_baseline(path: str | os.PathLike[str]) -> BaselineRun:
     """Go on with an interrupted run; a finished one is returned as it is."""
     folder = RunFolder.open(path)
+    folder.check_own()
     config = folder.config()
     if "strategy" in config:
         raise ArtifactError(f"{folder.path} is a run of finetune; go on with it by toolkit finetune --resume")

@@ -83,6 +83,7 @@ def start_run(data: str | os.PathLike[str] | Manifest, out: str, options: Option
         of_program = {GIVEN: True} if isinstance(data, Manifest) else {}
         with open_store(options.cache, options.cache_dir) as store:
             folder.begin({"data": str(source), "out": str(where), **of_program, **options.to_dict()})
+            folder.write_quarantine(manifest)  # so far; from here on the folder is known as a run's
             say(str(manifest))
             if named is not options:
                 return _go(folder, manifest, open_job(options, manifest, store, clock))
@@ -95,6 +96,7 @@ def resume_run(path: str | os.PathLike[str], own_backbone: Any = None) -> Run:
     own_backbone: the modules of a run whose backbone was the user's own.
     """
     folder = RunFolder.open(path)
+    folder.check_own()
     config = folder.config()
     as_read = dict(config)
     if "strategy" not in config and "model" in config:
