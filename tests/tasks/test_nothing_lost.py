@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from torch import nn
 
 import toolkit
 from tests.photos import make_photos
@@ -16,7 +18,7 @@ from tests.tasks.conftest import Runs
 from tests.tasks.small import SMALL, run
 from toolkit.artifacts.run_folder import RunFolder
 from toolkit.cli import main
-from toolkit.errors import ArtifactError
+from toolkit.errors import ArtifactError, DataError, SettingError
 from toolkit.tasks.baseline import train_baseline
 from toolkit.tasks.run import Run
 
@@ -124,3 +126,69 @@ def test_a_folder_with_a_config_for_a_run_is_no_run(
         assert main([verb, *more]) == 1
         assert "config.yaml that no run wrote" in capsys.readouterr().err
         assert content(mine) == before
+
+
+def plain_layers() -> list[nn.Module]:
+    """Return stages without a block that can be skipped, of which the second gives no map but tokens."""
+    tokens = nn.Sequential(nn.Conv2d(4, 4, 3, 4), nn.Flatten(2), Transposed())
+    return [nn.Conv2d(3, 4, 3, 4), tokens, nn.Sequential(nn.Linear(4, 4), nn.ReLU()), nn.Linear(4, 8)]
+
+
+class Transposed(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.transpose(1, 2)
+
+
+@pytest.mark.parametrize(
+    ("told", "given"),
+    [
+        ("drop_path: no stage", {"strategy": "full", "drop_path": 0.1}),
+        ("drop_path: no stage", {"strategy": "partial", "drop_path": 0.0}),
+        ("drop_path: no stage", {"drop_path": 0.1}),
+        ("drop_path: no stage", {"strategy": "scratch", "drop_path": 0.1, "backbone": "resnet20"}),
+        ("cutmix: nothing to cut from", {"strategy": "partial", "cut": 2, "cutmix": 1.0}),
+        ("cutmix: nothing to cut from", {"strategy": "partial", "cut": 2, "cutmix": 1.0, "mixup": 0.2}),
+        ("cutmix: nothing to cut from", {"cut": 2, "cutmix": 1.0}),
+        ("mixup is not used by the strategy 'head'", {"strategy": "head", "mixup": 0.2}),
+        ("unfreeze: a stage that begins to learn", {"strategy": "full", "epochs": 2, "unfreeze": 2}),
+        ("taps: distinct stages", {"taps": [9]}),
+    ],
+)
+def test_what_a_network_cannot_do_costs_no_run(
+    runs: Runs, data: Path, tmp_path: Path, told: str, given: dict[str, Any]
+) -> None:
+    out = Path(shutil.copytree(runs("head").path, tmp_path / "run"))
+    before = content(tmp_path)
+    settings: dict[str, Any] = {"backbone": plain_layers(), "workers": 0, "device": "cpu", **given}
+    for where, overwrite in ((out, True), (tmp_path / "new", False)):
+        with pytest.raises(SettingError, match=told):
+            toolkit.finetune(str(data), out=str(where), overwrite=overwrite, **settings)
+    assert content(tmp_path) == before
+
+
+def test_features_that_a_network_does_not_have_cost_no_baseline(runs: Runs, data: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(runs("head").path, tmp_path / "run"))
+    before = content(tmp_path)
+    for where, overwrite in ((out, True), (tmp_path / "new", False)):
+        settings: dict[str, Any] = {"on": "features", "taps": [9], "image_size": 32, "workers": 0, "device": "cpu"}
+        with pytest.raises(SettingError, match="taps: distinct stages from 0 to 7 expected"):
+            train_baseline(str(data), out=str(where), overwrite=overwrite, **settings)
+    assert content(tmp_path) == before
+
+
+def test_an_evaluation_that_ends_in_a_line_replaces_no_table(
+    runs: Runs, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: Any, **more: Any) -> Any:
+        raise DataError("none of the images can be read any more")
+
+    out = tmp_path / "scores"
+    toolkit.evaluate(str(runs("head").path), str(photos), out=str(out), robustness=True, workers=0)
+    before = content(tmp_path)
+    for what in ("toolkit.scores.score", "toolkit.evaluation.robustness.robustness"):
+        with monkeypatch.context() as patched:
+            patched.setattr(what, refuse)
+            with pytest.raises(DataError, match="none of the images"):
+                settings: dict[str, Any] = {"robustness": True, "overwrite": True, "split": "all", "workers": 0}
+                toolkit.evaluate(str(runs("head").path), str(photos), out=str(out), **settings)
+        assert content(tmp_path) == before

@@ -90,6 +90,7 @@ def open_source(data: str | os.PathLike[str], options: BaselineOptions) -> Sourc
         return source
     name = options.value("backbone")
     backbone = build_backbone(name, weights=options.weights, seed=options.seed, image_size_px=options.image_size)
+    check_taps(options.taps, len(backbone))
     return replace(source, backbone=backbone)
 
 

@@ -17,7 +17,7 @@ from toolkit.planning.evidence import head_of
 from toolkit.planning.policy import BUDGET_MINUTES
 from toolkit.planning.probes import Probe
 from toolkit.progress import say
-from toolkit.tasks.job import Job, Stopwatch, open_backbone, some_left
+from toolkit.tasks.job import Job, Stopwatch, open_backbone, plan_ahead, some_left
 from toolkit.tasks.measure import capacity_of, probes_of
 
 DEFAULT = Options.backbone
@@ -45,6 +45,7 @@ def settled(options: Options, manifest: Manifest, store: FeatureStore, clock: St
         mine = replace(options, backbone=name)
         try:
             job = Job(mine, open_backbone(mine), store, clock)
+            plan_ahead(manifest, mine, job.backbone)  # a cut may be none of its own, or a recipe ask too much of it
             taps = None if options.taps is None else job.taps
         except ToolkitError as error:
             if name == DEFAULT:

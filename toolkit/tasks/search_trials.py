@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -26,7 +25,7 @@ from toolkit.tasks.search_folds import JUDGES_AGAIN, training_only
 from toolkit.tasks.search_head import HeadTrials
 from toolkit.tasks.search_tail import TailTrials
 from toolkit.tasks.stores import open_store
-from toolkit.training.drop_path import set_drop_path
+from toolkit.training.drop_path import skippable
 from toolkit.tuning.objective import Objective
 from toolkit.tuning.space import Space
 from toolkit.tuning.spaces import baseline_space, cuts_of, head_space, tail_space
@@ -116,8 +115,7 @@ def _of_tail(
     job, scanned = _job(data, options, store)
     sizes = job.backbone.stage_sizes()
     latest = 0 if options.strategy == "full" else max(cuts_of(sizes)) if options.cut is None else options.cut
-    skippable = set_drop_path(copy.deepcopy(job.backbone.stages[latest:]), 0.0) > 0
-    fixed = {*given, *(() if skippable else ("drop_path",))}  # no use where nothing can be skipped
+    fixed = {*given, *(() if skippable(job.backbone.stages[latest:]) else ("drop_path",))}  # nothing to be skipped
     space = tail_space(options.strategy, sizes, options.optimizer, fixed)
     prepared: dict[tuple[Any, ...], Any] = {}
 
