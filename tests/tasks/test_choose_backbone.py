@@ -146,3 +146,15 @@ def test_one_that_cannot_do_what_is_set_takes_no_part(
     plan = plan_transfer(str(photos), backbone="auto", strategy="full", drop_path=0.1, **SMALL)
     assert plan.backbone == NAMES[0]
     assert "efficientnet_lite1: takes no part: drop_path: no stage of" in capsys.readouterr().err
+
+
+def test_one_whose_features_find_no_room_takes_no_part(
+    photos: Path, tmp_path: Path, pretend: Pretend, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pretend(0.5)
+    plan_transfer(str(photos), backbone="auto", cache_dir=str(tmp_path), **SMALL)
+    pretend(0.5, 0.9)
+    monkeypatch.setattr("toolkit.features.store.FeatureStore.free_bytes", lambda store: 0)
+    assert plan_transfer(str(photos), backbone="auto", cache_dir=str(tmp_path), **SMALL).backbone == NAMES[0]
+    told = capsys.readouterr().err
+    assert "efficientnet_lite1: takes no part: " in told and "are needed for the features of 30 views" in told

@@ -19,6 +19,10 @@ from tests.tasks.small import SMALL, run
 from toolkit.artifacts.run_folder import RunFolder
 from toolkit.cli import main
 from toolkit.errors import ArtifactError, DataError, SettingError
+from toolkit.features import passes
+from toolkit.features.mapped import SPARE_BYTES
+from toolkit.features.passes import NoRoomError
+from toolkit.features.store import FeatureStore
 from toolkit.tasks.baseline import train_baseline
 from toolkit.tasks.run import Run
 
@@ -192,3 +196,90 @@ def test_an_evaluation_that_ends_in_a_line_replaces_no_table(
                 settings: dict[str, Any] = {"robustness": True, "overwrite": True, "split": "all", "workers": 0}
                 toolkit.evaluate(str(runs("head").path), str(photos), out=str(out), **settings)
         assert content(tmp_path) == before
+
+
+BASELINE = {"workers": 0, "device": "cpu", "epochs": 1, "pictures": False}
+AN_IMAGE = 4 * (112 + 192 + 320 + 1280)  # bytes of the pooled features of the last four stages
+ALL_STAGES = AN_IMAGE + 4 * (16 + 24 + 40 + 80)  # which are stored where there is twice the room for them
+
+
+@pytest.mark.parametrize(
+    ("free", "verb", "given"),
+    [
+        (8 * AN_IMAGE - 1, "finetune", {"strategy": "head"}),
+        (8 * AN_IMAGE, "finetune", {"strategy": "auto"}),  # which wants all stages
+        (8 * AN_IMAGE - 1, "finetune", {"strategy": "partial"}),
+        (8 * AN_IMAGE - 1, "finetune", {"strategy": "full"}),
+        (8 * ALL_STAGES + 6 * 2 * AN_IMAGE - 1, "finetune", {"strategy": "head", "views": 3}),
+        (8 * ALL_STAGES + 8 * 2 * AN_IMAGE - 1, "finetune", {"strategy": "head", "views": 3, "folds": 2}),
+        (8 * AN_IMAGE, "finetune", {"strategy": "head", "backbone": "auto"}),
+        (8 * 3 * 32**2 - 1, "baseline", {}),
+        (8 * 4 * 1280 - 1, "baseline", {"on": "features", "image_size": 32}),
+    ],
+)
+def test_a_full_disk_costs_no_run(
+    runs: Runs, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, verb: str, given: dict[str, Any]
+) -> None:
+    out = Path(shutil.copytree(runs("head").path, tmp_path / "run"))
+    (tmp_path / "cache/models").mkdir(parents=True)
+    before = content(tmp_path)
+    monkeypatch.setattr(FeatureStore, "free_bytes", lambda store: free)
+    for where, overwrite in ((out, True), (tmp_path / "new", False)):
+        for cache in (tmp_path / "cache", *(() if overwrite else (where / "cache",))):
+            with pytest.raises(NoRoomError, match="are needed for the features"):
+                if verb == "finetune":
+                    run(data, where, overwrite=overwrite, cache_dir=str(cache), **given)
+                else:
+                    settings = {**BASELINE, "cache_dir": str(cache), **given}
+                    train_baseline(str(data), out=str(where), overwrite=overwrite, **settings)
+            assert content(tmp_path) == before
+
+
+def test_a_disk_without_room_for_the_rows_of_a_baseline_costs_no_run(
+    runs: Runs, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = Path(shutil.copytree(runs("head").path, tmp_path / "run"))
+    settings = {**BASELINE, "cache_dir": str(tmp_path / "cache")}
+    train_baseline(str(data), out=str(tmp_path / "one"), on="hog", **settings)
+    before, usage = content(tmp_path), shutil.disk_usage(tmp_path)
+    rows = 8 * 3 * 32**2 + 8 * 4 * 332  # pixels, all of which are stored, and what is made of them
+    for needed in (1, rows):
+        free = needed - 1 + SPARE_BYTES
+        with monkeypatch.context() as patched, pytest.raises(ArtifactError, match="no room for 0 MB; make room"):
+            patched.setattr(shutil, "disk_usage", lambda path, free=free: usage._replace(free=free))
+            train_baseline(str(data), out=str(out), on="hog", overwrite=True, **settings)
+        assert content(tmp_path) == before
+
+
+def test_what_is_stored_needs_no_room(runs: Runs, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {"views": 3, "cache_dir": str(tmp_path / "cache")}
+    first = run(data, tmp_path / "run", **settings)
+    monkeypatch.setattr(FeatureStore, "free_bytes", lambda store: 0)
+    again = run(data, tmp_path / "run", overwrite=True, **settings)
+    assert again.metrics["val"] == first.metrics["val"]
+
+
+@pytest.mark.parametrize(
+    ("views", "folds", "room"),
+    [
+        (1, None, 8 * AN_IMAGE),
+        (3, None, 8 * ALL_STAGES + 6 * 2 * AN_IMAGE),
+        (3, 2, 8 * ALL_STAGES + 8 * 2 * AN_IMAGE),
+    ],
+)
+def test_a_disk_with_just_enough_room_will_do(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, views: int, folds: int | None, room: int
+) -> None:
+    """The very bytes are counted: nothing is refused that could be stored."""
+    used = [0]
+    monkeypatch.setattr(FeatureStore, "free_bytes", lambda store: room - used[0])
+    compute = passes.compute
+
+    def counted(request: Any, manifest: Any, rows: Any, wanted: Any, *more: Any, **settings: Any) -> Any:
+        used[0] += int(wanted.sum()) * request.bytes_per_view
+        return compute(request, manifest, rows, wanted, *more, **settings)
+
+    monkeypatch.setattr("toolkit.features.store.compute", counted)
+    cache = str(tmp_path / "cache")
+    assert run(data, tmp_path / "run", cache_dir=cache, views=views, folds=folds).metrics["used"] == 8
+    assert used[0] == room

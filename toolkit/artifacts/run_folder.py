@@ -86,8 +86,9 @@ class RunFolder:
                     if not self._lock.begun and lock in made:
                         self._drop_lock()
         finally:
-            if not self._lock.begun:
-                for folder in made[1:] if lock in made else ():
+            if not self._lock.begun and lock in made:
+                below = os.walk(self.path, topdown=False) if self.path in made else ()  # a cache, say, without content
+                for folder in (*(Path(place) for place, _, _ in below), *made[1:]):
                     with contextlib.suppress(OSError):  # another process has made use of it since
                         folder.rmdir()
 

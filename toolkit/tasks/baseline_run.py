@@ -31,7 +31,7 @@ from toolkit.hardware import resolve_device
 from toolkit.plan import FreezeSpec
 from toolkit.progress import say
 from toolkit.tasks.apart import check_apart, check_cache_apart
-from toolkit.tasks.baseline_inputs import Examples, Source, open_source, read_examples
+from toolkit.tasks.baseline_inputs import Examples, Source, check_room, open_source, read_examples
 from toolkit.tasks.ending import diagnosis_of, file_lines, metrics_of, publish_results, score_lines
 from toolkit.tasks.job import Stopwatch
 from toolkit.tasks.stores import open_store
@@ -76,6 +76,7 @@ def start_baseline(
             source = open_source(data, options)
         config = {"data": str(Path(data).expanduser().absolute()), "out": str(where), **options.to_dict()}
         with open_store(options.cache, options.cache_dir) as store:
+            check_room(source, options, store)
             folder.begin(config)
             folder.write_quarantine(source.manifest)  # so far; from here on the folder is known as a run's
             say(str(source.manifest))

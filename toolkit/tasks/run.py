@@ -25,6 +25,7 @@ from toolkit.tasks.folds import cross_validate, in_words
 from toolkit.tasks.job import Job, Stopwatch, open_backbone, plan_ahead
 from toolkit.tasks.prepare import prepare, prepare_again, read_plan
 from toolkit.tasks.prepared import Prepared
+from toolkit.tasks.room import check_room
 from toolkit.tasks.score import score
 from toolkit.tasks.stores import open_store
 from toolkit.training.mixing import Verdict
@@ -78,16 +79,19 @@ def start_run(data: str | os.PathLike[str] | Manifest, out: str, options: Option
             manifest = data if isinstance(data, Manifest) else scan(data, max_pixels=options.max_pixels)
         named = replace(options, backbone=DEFAULT) if options.backbone == AUTO_BACKBONE else options
         backbone = open_backbone(named)
-        plan_ahead(manifest, named, backbone)
+        plan = plan_ahead(manifest, named, backbone)
         source = manifest.root if isinstance(data, Manifest) else Path(data).expanduser().absolute()
         of_program = {GIVEN: True} if isinstance(data, Manifest) else {}
         with open_store(options.cache, options.cache_dir) as store:
+            job = Job(named, backbone, store, clock)
+            with clock.part("plan"):
+                check_room(job, manifest, plan, every_stage=named is not options)
             folder.begin({"data": str(source), "out": str(where), **of_program, **options.to_dict()})
             folder.write_quarantine(manifest)  # so far; from here on the folder is known as a run's
             say(str(manifest))
             if named is not options:
                 return _go(folder, manifest, open_job(options, manifest, store, clock))
-            return _go(folder, manifest, Job(options, backbone, store, clock))
+            return _go(folder, manifest, job)
 
 
 def resume_run(path: str | os.PathLike[str], own_backbone: Any = None) -> Run:
