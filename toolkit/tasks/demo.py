@@ -9,6 +9,7 @@ from toolkit.progress import say
 OUT, PHOTOS = Path("runs/demo"), Path("runs/demo-digits")
 IMAGE_SIZE_PX = 96  # the scans have 8 × 8 pixels; more shows the network nothing new
 N_SHOWN = 5
+SCANS = "[0-9][0-9][0-9][0-9].png"  # what `write_digits` calls them
 
 
 def demo() -> str:
@@ -22,7 +23,7 @@ def demo() -> str:
     from toolkit.tasks.predict import predict
 
     run = finetune(str(photos), out=str(OUT), image_size=IMAGE_SIZE_PX, overwrite=True)
-    shown = [str(sorted((photos / str(digit)).iterdir())[0]) for digit in range(N_SHOWN)]
+    shown = [str(min((photos / str(digit)).glob(SCANS))) for digit in range(N_SHOWN)]  # whatever else lies there
     say(f"$ toolkit predict {OUT} {' '.join(shown)}")
     lines = [f"{r['path']}: {r['label']} ({r['probability']:.3f})" for r in predict(str(OUT), shown)]
     return "\n".join(
