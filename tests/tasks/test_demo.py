@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ import pytest
 from PIL import Image
 
 import toolkit
-from tests.tasks.small import SMALL
+from tests.photos import make_photos
+from tests.tasks.small import SMALL, run
+from toolkit.errors import ArtifactError
 from toolkit.tasks import demo as room
 
 FEW = 12  # scans a digit
@@ -55,3 +58,17 @@ def test_what_else_lies_among_its_photos_is_not_shown(here: Path, stray: str) ->
     before = file.read_bytes()
     assert "runs/demo-digits/0/0000.png: " in room.demo()
     assert file.read_bytes() == before
+
+
+def test_it_replaces_its_own_run_and_no_other(here: Path) -> None:
+    room.demo()
+    first = (here / "runs/demo/config.yaml").stat().st_ino
+    room.demo()
+    assert (here / "runs/demo/config.yaml").stat().st_ino != first
+    shutil.rmtree(here / "runs")
+    photos = make_photos(here / "photos", {"cat": 4, "dog": 4})
+    run(photos, here / "runs/demo")
+    before = {path: path.read_bytes() for path in here.rglob("*") if path.is_file()}
+    with pytest.raises(ArtifactError, match=f"runs/demo holds a run on {photos}, which the demo would replace"):
+        room.demo()
+    assert {path: path.read_bytes() for path in here.rglob("*") if path.is_file()} == before
