@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from toolkit.backbones.backbone import Backbone
 from toolkit.baselines.options import BaselineOptions
 from toolkit.data.manifest import Manifest
 from toolkit.data.scan import scan
@@ -39,7 +40,8 @@ class Trials:
 
     verb, what: who trains with the settings found, and what is searched for, in words. manifest: the training images.
     objective: judges trials; deal: makes it on folds of another seed. given: keys that best.yaml has besides the
-    data and what was found. defaults: what stands for a key that a trial does not set.
+    data and what was found. defaults: what stands for a key that a trial does not set. weights_digest: of the weights
+    file that was given, "" where none was.
     """
 
     verb: str
@@ -51,6 +53,7 @@ class Trials:
     given: dict[str, Any]
     defaults: Mapping[str, Any]
     seed: int
+    weights_digest: str = ""
 
     def redealt(self, number: int) -> Objective:
         """Return the objective on other folds: deal `number`, from 1."""
@@ -90,7 +93,8 @@ def _of_baseline(
     defaults = {part: options.value(part) for part in ("lr", "l2", "hidden", "dropout", "activation", "init")}
     defaults["batchnorm"] = options.batchnorm
     what = f"{options.model} on {options.on}"
-    return Trials("baseline", what, manifest, space, deal, deal(options.seed), ours, defaults, options.seed)
+    digest = _digest(options, examples.backbone)
+    return Trials("baseline", what, manifest, space, deal, deal(options.seed), ours, defaults, options.seed, digest)
 
 
 def _of_head(
@@ -148,7 +152,12 @@ def _transfer(
     options = job.options
     ours = {"strategy": options.strategy, **_lasting(given, options)}
     what = f"{options.strategy} on {job.backbone.name}"
-    return Trials("finetune", what, manifest, space, deal, deal(options.seed), ours, defaults, options.seed)
+    digest = _digest(options, job.backbone)
+    return Trials("finetune", what, manifest, space, deal, deal(options.seed), ours, defaults, options.seed, digest)
+
+
+def _digest(options: Options | BaselineOptions, backbone: Backbone | None) -> str:
+    return "" if backbone is None or options.weights is None else backbone.weights_digest
 
 
 def _fixed(options: BaselineOptions, given: Mapping[str, Any]) -> set[str]:
