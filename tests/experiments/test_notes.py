@@ -9,7 +9,8 @@ import sys
 import pytest
 from PIL import Image
 
-from toolkit.errors import SettingError
+from toolkit.cli import main
+from toolkit.errors import ArtifactError, SettingError
 from toolkit.experiments.catalog import EXPERIMENTS
 from toolkit.tasks.notes import notes
 
@@ -64,3 +65,33 @@ def test_listing_imports_neither_torch_nor_matplotlib():
         "sys.exit(any(m in sys.modules for m in ('torch', 'matplotlib', 'sklearn', 'numpy')))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+def test_a_file_that_is_there_is_replaced_only_if_asked(tmp_path, monkeypatch, capsys):
+    def too_early(seed):
+        raise AssertionError("the experiment ran")
+
+    picture = tmp_path / "mine.png"
+    picture.write_bytes(b"mine")
+    (tmp_path / "dangling.png").symlink_to(tmp_path / "nowhere.png")
+    with monkeypatch.context() as patched:
+        patched.setattr("toolkit.experiments.zigzag.run", too_early)
+        for path in (picture, tmp_path / "dangling.png"):
+            with pytest.raises(ArtifactError, match=f"{path} is there already; .* or replace it by --overwrite"):
+                notes("zigzag", out=str(path))
+        with pytest.raises(SettingError, match="overwrite is not used without the name of an experiment"):
+            notes(overwrite=True)
+    assert picture.read_bytes() == b"mine" and not (tmp_path / "nowhere.png").exists()
+    assert main(["notes", "zigzag", "--out", str(picture)]) == 1
+    assert capsys.readouterr().err.startswith(f"error: {picture} is there already")
+    assert main(["notes", "zigzag", "--out", str(picture), "--overwrite"]) == 0
+    with Image.open(picture) as image:
+        assert image.size[0] > 800
+
+
+def test_the_picture_without_a_name_of_its_own_is_drawn_anew(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs/notes").mkdir(parents=True)
+    (tmp_path / "runs/notes/zigzag.png").write_bytes(b"of another day")
+    notes("zigzag")
+    assert (tmp_path / "runs/notes/zigzag.png").read_bytes() != b"of another day"

@@ -7,6 +7,7 @@ import resource
 import shutil
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -220,3 +221,29 @@ def test_a_cache_that_is_emptied_is_filled_again(tmp_path, manifest, wanted, who
     again = store.fetch(wanted, manifest)
     assert again.n_computed == 200
     assert_same(everything(again), whole)
+
+
+def test_the_room_for_what_is_missing_is_asked_for_before_the_work(tmp_path, manifest, wanted, monkeypatch):
+    store = FeatureStore(tmp_path / "cache")
+    monkeypatch.setattr(FeatureStore, "free_bytes", lambda self: room)
+    a_view, room = wanted.bytes_per_view, 200 * wanted.bytes_per_view
+    assert store.room_for(wanted, manifest) == room == store.missing_bytes(wanted, manifest)
+    assert store.room_for(wanted, manifest, np.arange(10)) == 50 * a_view
+    assert store.room_for(wanted, manifest, np.arange(10), clean_there=True, after=160 * a_view) == 40 * a_view
+    for more in ({"after": 1}, {"after": 40 * a_view + 1, "clean_there": True}):
+        with pytest.raises(NoRoomError, match="are needed for the features of"):
+            store.room_for(wanted, manifest, **more)
+    store.fetch(wanted, manifest, np.arange(10))
+    room = 150 * a_view
+    assert store.room_for(wanted, manifest) == room
+    assert store.room_for(wanted, manifest, np.arange(10), after=10**9) == 0
+
+
+def test_the_room_for_the_stages_on_the_way_counts_where_they_are_stored(tmp_path, manifest, monkeypatch):
+    store = FeatureStore(tmp_path / "cache")
+    pooled = Request(replace(tiny_backbone(), weights="random"), (3,))
+    whole = pooled.with_stages_on_the_way()
+    assert whole.bytes_per_view > pooled.bytes_per_view
+    for room, stored in ((80 * whole.bytes_per_view, whole), (80 * whole.bytes_per_view - 1, pooled)):
+        monkeypatch.setattr(FeatureStore, "free_bytes", lambda self, room=room: room)
+        assert store.room_for(pooled, manifest) == 40 * stored.bytes_per_view

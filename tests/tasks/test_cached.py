@@ -12,6 +12,7 @@ import pytest
 
 from tests.photos import make_photos
 from tests.tasks.small import run
+from toolkit.backbones.backbone import Backbone
 from toolkit.backbones.catalog import build_backbone
 from toolkit.data.manifest import Manifest
 from toolkit.data.scan import scan
@@ -20,6 +21,7 @@ from toolkit.errors import ArtifactError, SettingError
 from toolkit.features import passes
 from toolkit.features.request import Request
 from toolkit.options import Options
+from toolkit.plan import Recipe
 from toolkit.tasks.cache import cache
 from toolkit.tasks.job import Job, Stopwatch, plan_for
 from toolkit.tasks.measure import counted
@@ -162,6 +164,23 @@ def test_a_full_disk_costs_views_then_stages_then_time(
     )
     if fit.reason is not None:
         assert fit.reason in after.reasons and "cache's disk" in fit.reason
+
+
+def test_a_full_disk_costs_no_stages_without_which_the_recipe_cannot_be(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def able(backbone: Backbone, recipe: Recipe, cut: int) -> None:
+        if cut > 5:
+            raise SettingError("drop_path: no stage that trains has blocks that can be skipped")
+
+    options = Options(strategy="partial", cut=5, drop_path=0.1, image_size=32, device="cpu", precision="32-true")
+    backbone = replace(build_backbone("efficientnet_lite0", pretrained=False, image_size_px=32), name="timm's")
+    monkeypatch.setattr("toolkit.tasks.job.check_able", able)
+    monkeypatch.setattr("toolkit.tasks.training_pass.check_able", able)
+    manifest = assign_splits(scan(photos), val=0.25)
+    job = Job(options, backbone, Disk(18 * 2 * 50 + 6 * 50), Stopwatch())  # type: ignore[arg-type]  # cut 6 would do
+    plan = replace(plan_for(counted(manifest, job), options, backbone), overridden=())
+    assert fit_to_disk(job, plan, manifest).live
 
 
 @pytest.mark.parametrize(("cut", "kept"), [(5, 3), (6, 2), (7, 1)])

@@ -14,6 +14,7 @@ from tests.tasks.small import SMALL, run
 from toolkit.backbones.backbone import Backbone
 from toolkit.errors import SettingError
 from toolkit.options import Options
+from toolkit.plan import Recipe
 from toolkit.planning.probes import Probe
 from toolkit.tasks import choose_backbone as room
 from toolkit.tasks.plan import plan_transfer
@@ -131,3 +132,29 @@ def test_one_that_cannot_be_opened_takes_no_part(
     monkeypatch.setattr(room, "open_backbone", damaged)
     assert plan_transfer(str(photos), backbone="auto", **SMALL).backbone == NAMES[0]
     assert "efficientnet_lite1: takes no part: its file is damaged" in capsys.readouterr().err
+
+
+def test_one_that_cannot_do_what_is_set_takes_no_part(
+    photos: Path, pretend: Pretend, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def able(backbone: Backbone, recipe: Recipe, cut: int) -> None:
+        if backbone.name == NAMES[1]:
+            raise SettingError(f"drop_path: no stage of {backbone.name} that trains has blocks that can be skipped")
+
+    pretend(0.5, 0.9)
+    monkeypatch.setattr("toolkit.tasks.job.check_able", able)
+    plan = plan_transfer(str(photos), backbone="auto", strategy="full", drop_path=0.1, **SMALL)
+    assert plan.backbone == NAMES[0]
+    assert "efficientnet_lite1: takes no part: drop_path: no stage of" in capsys.readouterr().err
+
+
+def test_one_whose_features_find_no_room_takes_no_part(
+    photos: Path, tmp_path: Path, pretend: Pretend, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pretend(0.5)
+    plan_transfer(str(photos), backbone="auto", cache_dir=str(tmp_path), **SMALL)
+    pretend(0.5, 0.9)
+    monkeypatch.setattr("toolkit.features.store.FeatureStore.free_bytes", lambda store: 0)
+    assert plan_transfer(str(photos), backbone="auto", cache_dir=str(tmp_path), **SMALL).backbone == NAMES[0]
+    told = capsys.readouterr().err
+    assert "efficientnet_lite1: takes no part: " in told and "are needed for the features of 30 views" in told

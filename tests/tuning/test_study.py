@@ -144,3 +144,16 @@ def test_the_fine_stage_waits_for_the_whole_coarse_one(tmp_path: Path) -> None:
     held.release()  # as if the other one had been killed: its trial is run by this one
     worker.join(60)
     assert told(found[0]) == whole
+
+
+def test_what_an_earlier_version_did_not_note_is_noted_when_it_goes_on(tmp_path: Path) -> None:
+    schedule = Schedule("coarse_to_fine", SPACE, 0, 2)
+    run(tmp_path, n_trials=2)
+    with pytest.raises(ArtifactError, match="other data"):
+        Study(tmp_path, schedule, {**ABOUT, "data": "others", "weights": {"a.pth": "0"}}, dict)
+    for weights, refused in (({"a.pth": "1"}, False), ({"a.pth": "1"}, False), ({"a.pth": "2"}, True)):
+        if refused:
+            with pytest.raises(ArtifactError, match=r"other weights \(a.pth: '1' there, '2' here\)"):
+                Study(tmp_path, schedule, {**ABOUT, "weights": weights}, dict)
+        else:
+            assert len(Study(tmp_path, schedule, {**ABOUT, "weights": weights}, dict).outcomes()) == 2

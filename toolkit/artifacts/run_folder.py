@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from toolkit.artifacts.description import DESCRIPTION, WEIGHTS
 from toolkit.data.manifest import Manifest
 from toolkit.errors import ArtifactError
 from toolkit.evaluation.csv_text import csv_text
-from toolkit.storage import TEMPORARY_PREFIX, publish_json, publish_text, read_json
+from toolkit.storage import TEMPORARY_PREFIX, publish_json, publish_text, publishing, read_json
 
 CONFIG, PLAN, METRICS, HISTORY = "config.yaml", "plan.json", "metrics.json", "history.csv"
 PREDICTIONS, QUARANTINE = "predictions.csv", "quarantine.csv"
@@ -33,17 +33,24 @@ TENSORBOARD = "tensorboard"  # a folder a training of it
 # Within the checkpoints: trials of the training, a training begun again after a collapse, and starting weights.
 TRIAL_FOLDERS, AGAIN, START = ("trial", "trial2", "trial3"), "again", "start.safetensors"
 TRIAL_HISTORIES = ("trial.csv", "trial2.csv", "trial3.csv")
-CHECKPOINT_FILES = ("last.ckpt", "best.safetensors", START, LOCK)
+CHECKPOINT_FILES = ("last.ckpt", "best.safetensors", START)
+TRACKED = tuple(f"{Path(name).stem}{more}" for name in (HISTORY, *TRIAL_HISTORIES) for more in ("", f"_{AGAIN}"))
 FOUND = (BAD_BATCH, LR_RANGE, LR_RANGE_PICTURE)
 TABLES = (PREDICTIONS, QUARANTINE, TRAINED_ON, PER_CLASS, CONFUSION, MISTAKES)
 FILES = (CONFIG, PLAN, METRICS, HISTORY, *TRIAL_HISTORIES, *TABLES, *PICTURES, *FOUND)
+MODEL_FILES = tuple(f"{MODEL}/{name}" for name in (DESCRIPTION, WEIGHTS))
+# What every run leaves from its beginning on, and nobody else: a config such as a run's may be a person's as well, and
+# files that are called as a run's are, metrics.json or last.ckpt, another program's.
+TRACES = (f"{CHECKPOINTS}/{LOCK}", QUARANTINE, TRAINED_ON)
 
 
 @dataclass
 class _Lock:
-    """Whether a run is held by this process, and whether the file of its lock is to go when it is given back."""
+    """Whether a run is held by this process, whether it was begun since, and whether the file of its lock is to go when
+    it is given back."""
 
     held: bool = False
+    begun: bool = False
     left: bool = False
 
 
@@ -54,27 +61,56 @@ class RunFolder:
     path: Path
     _lock: _Lock = field(default_factory=_Lock, init=False, repr=False, compare=False)
 
-    def begin(self, config: dict[str, Any]) -> None:
-        """Make the folder, which check_free has found free, and write `config.yaml`; an older run's files are removed.
+    @contextmanager
+    def claimed(self, *, overwrite: bool) -> Iterator[None]:
+        """Keep the folder for a new run, which `begin` begins: nobody else begins one in it until the block has ended.
 
-        The check is apart, so that what may yet be refused comes between: the cache, say, which may lie in this folder.
-        Raises ArtifactError.
+        What is refused in the block before `begin` costs nothing: an older run is as it was, and the folders that the
+        lock needed are gone again. Raises ArtifactError if the folder cannot take a new run, or a process is working on
+        the one in it: a run that is there already is refused unless `overwrite` is set, a folder that holds anything
+        else always is, be it a config for a run.
         """
+        self._check_free(overwrite=overwrite)  # before anything is made in a folder that may be somebody's own
+        lock = self.checkpoints / LOCK
+        made = [place for place in (lock, self.checkpoints, self.path, *self.path.parents) if not place.exists()]
         try:
-            text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
-            self._remove_run()
-            self.path.mkdir(parents=True, exist_ok=True)
-            publish_text(self.path / CONFIG, text)
+            with ExitStack() as stack:
+                try:
+                    stack.enter_context(self.held())
+                except OSError as error:
+                    raise self._not_writable(error) from error
+                try:
+                    self._check_free(overwrite=overwrite)  # again: before the lock was ours another may have begun
+                    yield
+                finally:
+                    if not self._lock.begun and lock in made:
+                        self._drop_lock()
+        finally:
+            if not self._lock.begun and lock in made:
+                below = os.walk(self.path, topdown=False) if self.path in made else ()  # a cache, say, without content
+                for folder in (*(Path(place) for place, _, _ in below), *made[1:]):
+                    with contextlib.suppress(OSError):  # another process has made use of it since
+                        folder.rmdir()
+
+    def begin(self, config: dict[str, Any]) -> None:
+        """Write `config.yaml` into the claimed folder, an older run's files having been removed.
+
+        The two are apart, so that what may yet be refused comes between them: the cache, say, which may lie in this
+        folder. Raises ArtifactError.
+        """
+        text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+        try:
+            with publishing(self.path / CONFIG) as temporary:
+                temporary.write_text(text, encoding="utf-8")  # first: no run is removed where there is no room for it
+                self._lock.begun = True
+                self._remove_run()
         except OSError as error:
             raise self._not_writable(error) from error
 
-    def check_free(self, *, overwrite: bool) -> None:
-        """Raise ArtifactError if the folder cannot take a new run, or a process is still working on the one in it.
-
-        A run that is there already is refused unless `overwrite` is set; a folder that holds anything else always is.
-        """
+    def _check_free(self, *, overwrite: bool) -> None:
+        """Raise ArtifactError if the folder cannot take a new run."""
         try:
-            present = {entry.name for entry in self.path.iterdir()} if os.path.lexists(self.path) else set()
+            present = self._present()
         except OSError as error:
             raise self._not_writable(error) from error
         if CONFIG in present and not self._is_run():
@@ -84,11 +120,17 @@ class RunFolder:
                 f"{self.path} already holds a run; choose another --out, go on with it by --resume {self.path}, or "
                 "replace it by --overwrite"
             )
-        if CONFIG in present and self.checkpoints.is_dir():  # a run in progress has them
-            with self.held():
-                pass
-        if CONFIG not in present and any(not name.startswith(TEMPORARY_PREFIX) for name in present):
+        if CONFIG not in present and present:
             raise ArtifactError(f"{self.path} is not empty and holds no run; choose another --out")
+
+    def _present(self) -> set[str]:
+        """Return the names in the folder, without what a process that was killed before `begin` has left."""
+        if not os.path.lexists(self.path):
+            return set()
+        present = {entry.name for entry in self.path.iterdir() if not entry.name.startswith(TEMPORARY_PREFIX)}
+        if self.checkpoints.is_dir() and [entry.name for entry in self.checkpoints.iterdir()] == [LOCK]:
+            present.remove(CHECKPOINTS)
+        return present
 
     def _not_writable(self, error: OSError) -> ArtifactError:
         reason = error.strerror or type(error).__name__
@@ -127,6 +169,25 @@ class RunFolder:
             raise ArtifactError(f"{self.path / CONFIG} is not a table of keys")
         return values
 
+    def check_still(self, config: dict[str, Any]) -> None:
+        """Raise ArtifactError where `config.yaml` is not what was read before the run was held: another run has taken
+        its place since, and would be gone on with as if it were that one."""
+        if self.config() != config:
+            raise ArtifactError(f"{self.path}: another run was put in its place meanwhile; look which one you want")
+
+    def check_own(self) -> None:
+        """Raise ArtifactError where going on with a run would replace files beside which no run has left a trace."""
+        kept = self.checkpoints
+        folders = [kept, *(kept / name for name in (*TRIAL_FOLDERS, AGAIN))]
+        places = [self.path / name for name in (*FILES, *MODEL_FILES) if name != CONFIG]
+        places += [folder / name for folder in folders for name in CHECKPOINT_FILES]
+        there = next((place for place in places if place.exists()), None)
+        if there is not None and not self._has_traces():
+            raise ArtifactError(
+                f"{self.path} holds a {CONFIG} that no run wrote, beside {there.relative_to(self.path)}; begin in "
+                "another folder"
+            )
+
     def read(self, name: str) -> Any:
         """Return the content of a JSON file; ArtifactError if it is missing or damaged."""
         try:
@@ -157,7 +218,7 @@ class RunFolder:
             raise ArtifactError(
                 f"{self.path}: another process is working on this run; wait for it, or choose another --out"
             ) from None
-        self._lock.held, self._lock.left = True, False
+        self._lock.held, self._lock.begun, self._lock.left = True, False, False
         try:
             yield
         finally:
@@ -169,45 +230,59 @@ class RunFolder:
                     self.checkpoints.rmdir()
 
     def drop_checkpoints(self) -> None:
-        """Remove the checkpoints of a finished run.
+        """Remove the checkpoints of a finished run, and the file of its lock, be it held."""
+        self._remove_checkpoints()
+        self._drop_lock()
+        with contextlib.suppress(OSError):  # somebody's own file is in it
+            self.checkpoints.rmdir()
 
-        The file of a lock that is held goes too, and before it is given back: removed later, it could be one that
-        another process has taken by then, and a third would find none. Windows removes no open file; `held` does it.
-        """
+    def _remove_checkpoints(self) -> None:
+        """Remove the checkpoints, but for the lock."""
         kept = self.checkpoints
         trials = [kept / name for name in TRIAL_FOLDERS]
         for folder in (*(trial / AGAIN for trial in trials), *trials, kept / AGAIN, kept):
             unfinished = [file.name for file in folder.glob(f"{TEMPORARY_PREFIX}*")]  # a kill leaves them
             for name in (*CHECKPOINT_FILES, *unfinished):
-                try:
-                    (folder / name).unlink(missing_ok=True)
-                except PermissionError:
-                    if folder != kept or name != LOCK or not self._lock.held:
-                        raise
-                    self._lock.left = True
-            with contextlib.suppress(OSError):  # somebody's own file is in it, or it was not needed
-                folder.rmdir()
+                (folder / name).unlink(missing_ok=True)
+            if folder != kept:
+                with contextlib.suppress(OSError):  # somebody's own file is in it, or it was not needed
+                    folder.rmdir()
+
+    def _drop_lock(self) -> None:
+        """Remove the file of the lock, and that before it is given back: removed later, it could be one that another
+        process has taken by then, and a third would find none. Windows removes no open file; there `held` does it."""
+        try:
+            (self.checkpoints / LOCK).unlink(missing_ok=True)
+        except PermissionError:
+            if not self._lock.held:
+                raise
+            self._lock.left = True
 
     def _is_run(self) -> bool:
-        """Return whether `config.yaml` is one that a run wrote."""
+        """Return whether `config.yaml` is one that a run wrote here."""
         try:
             keys = set(self.config())
-            return {"data", "out", "seed"} <= keys and not keys.isdisjoint(("strategy", "model"))
         except ArtifactError:
             return False
+        return {"data", "out", "seed"} <= keys and not keys.isdisjoint(("strategy", "model")) and self._has_traces()
+
+    def _has_traces(self) -> bool:
+        """Return whether a run was here."""
+        return any((self.path / name).exists() for name in TRACES)
 
     def _remove_run(self) -> None:
-        """Remove the files that a run writes, and nothing else."""
-        for name in (*_metrics_first(FILES), *(f"{MODEL}/{name}" for name in (DESCRIPTION, WEIGHTS))):
+        """Remove the files that a run writes, and nothing else; not `config.yaml`, which tells that the others were a
+        run's, nor the lock: both have to be there for whoever comes by meanwhile, or after a kill."""
+        for name in (*_metrics_first(FILES), *MODEL_FILES):
             if name != CONFIG:
                 (self.path / name).unlink(missing_ok=True)
-        self.drop_checkpoints()
-        for events in (self.path / TENSORBOARD).glob("*/events.out.tfevents.*"):
+        self._remove_checkpoints()
+        tracked = [self.path / TENSORBOARD / name for name in TRACKED]
+        for events in (file for folder in tracked for file in folder.glob("events.out.tfevents.*")):
             events.unlink()
-        for folder in (*(self.path / TENSORBOARD).glob("*/"), self.path / TENSORBOARD, self.path / MODEL):
+        for folder in (*tracked, self.path / TENSORBOARD, self.path / MODEL):
             with contextlib.suppress(OSError):  # somebody's own file is in it
                 folder.rmdir()
-        (self.path / CONFIG).unlink(missing_ok=True)  # last: it is what tells that the others were a run's
 
 
 def _metrics_first(names: Iterable[str]) -> list[str]:

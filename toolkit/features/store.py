@@ -118,6 +118,24 @@ class FeatureStore:
         """Return how many bytes are missing of what is asked for."""
         return int(_Search(self, request, manifest, rows).missing().sum()) * request.bytes_per_view
 
+    def room_for(
+        self,
+        request: Request,
+        manifest: Manifest,
+        rows: NDArray[np.int64] | None = None,
+        *,
+        after: int = 0,
+        clean_there: bool = False,
+    ) -> int:
+        """Return how many bytes a fetch would store, and raise the NoRoomError that it would, before any work.
+
+        after: bytes that will be stored before it; clean_there: the clean views are among these.
+        """
+        search = _Search(self, request, manifest, rows)
+        missing = search.missing() & _first_of_each(search.digests)[:, None]
+        n_views = int(missing[:, 1 if clean_there else 0 :].sum())
+        return n_views * search.with_room(n_views, after).bytes_per_view
+
     def free_bytes(self) -> int:
         """Return how many bytes the cache's disk has left."""
         there = next(folder for folder in (self.folder, *self.folder.parents) if folder.exists())  # it may be gone
@@ -163,7 +181,7 @@ class _Search:
         if self._rounds == 0:  # images of equal content are computed once
             missing = missing & _first_of_each(self.digests)[:, None]
         self._rounds += 1
-        made = self._with_room(int(missing.sum()))
+        made = self.with_room(int(missing.sum()))
         positions = np.flatnonzero(missing.any(axis=1))
         looks = self.contents.look([self.paths[position] for position in positions])
         read = compute(
@@ -222,10 +240,11 @@ class _Search:
             return torch.uint8
         return self.request.dtype if name.startswith("stage.") else torch.float32
 
-    def _with_room(self, n_views: int) -> Request:
+    def with_room(self, n_views: int, after: int = 0) -> Request:
         """Return what is computed of so many views: the stages on the way too, or, where they would take more than half
-        of the disk's room, what was asked for; raises NoRoomError where it has none for that."""
-        folder, free = self.store.folder, self.store.free_bytes()
+        of the disk's room, what was asked for; raises NoRoomError where it has none for that. after: bytes that will
+        be stored before."""
+        folder, free = self.store.folder, max(0, self.store.free_bytes() - after)
         more = self.request.with_stages_on_the_way()
         if 2 * n_views * more.bytes_per_view <= free:
             return more

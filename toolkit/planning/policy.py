@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
 from toolkit.errors import SettingError
 from toolkit.options import AUTO_RATE, Options
 from toolkit.plan import FreezeSpec, Recipe, TransferPlan
-from toolkit.planning.decision import Decision, decide, ways_of
+from toolkit.planning.decision import Decision, Way, decide, ways_of
 from toolkit.planning.evidence import ALL_STAGES_BELOW, Evidence
 from toolkit.planning.recipes import (
     RECIPE_KEYS,
@@ -23,26 +23,52 @@ AUTOMATIC = ("head", "partial", "full")  # what auto may choose, the cheapest fi
 BUDGET_MINUTES = 5.0
 STORED_VIEWS = 8  # of an image, one an epoch in turn
 
+Able = Callable[[Recipe, int], None]  # raises SettingError where a network cannot train by a recipe from a cut on
+
+
+def _able_to_all(recipe: Recipe, cut: int) -> None:
+    """Stand for a network that nobody has looked at."""
+
 
 def open_strategies(
-    evidence: Evidence, options: Options, stage_sizes: Sequence[int], taps: Sequence[int]
+    evidence: Evidence,
+    options: Options,
+    stage_sizes: Sequence[int],
+    taps: Sequence[int],
+    able: Able = _able_to_all,
 ) -> tuple[str, ...]:
     """Return the strategies that go with everything that is set: the one that is, or those that auto may choose from.
 
-    Raises the SettingError of the first one where there is none.
+    Where there is none, raises the SettingError of the first one: of those that only the network is not able to, where
+    there are such.
     """
     names = AUTOMATIC if options.strategy == "auto" else (options.strategy,)
-    found, errors = [], []
+    found, errors, unable = [], [], []
     for name in names:
         try:
-            _check(name, evidence, options, stage_sizes, taps)
+            cut = _check(name, evidence, options, stage_sizes, taps)
         except SettingError as error:
             errors.append(error)
-        else:
+            continue
+        refusal = _refusal(name, cut, options, able)
+        if refusal is None:
             found.append(name)
+        else:
+            unable.append(refusal)
     if not found:
-        raise errors[0]
+        raise [*unable, *errors][0]
     return tuple(found)
+
+
+def _refusal(strategy: str, cut: int, options: Options, able: Able) -> SettingError | None:
+    """Return why the network cannot train by a strategy from a cut on; None where it can."""
+    recipe = recipe_for(strategy, options)
+    try:
+        if recipe is not None:
+            able(recipe, cut)
+    except SettingError as error:
+        return error
+    return None
 
 
 def make_plan(
@@ -53,21 +79,22 @@ def make_plan(
     stage_sizes: Sequence[int],
     taps: tuple[int, ...],
     image_size_px: int,
+    able: Able = _able_to_all,
 ) -> TransferPlan:
     """Return the plan for a data set; what the user set wins, and is named in `overridden`.
 
     evidence: without probes, before anything is measured or where it cannot be, the cheapest strategy stands for what
     auto would choose.
-    stage_sizes: the backbone's parameters by stage. taps: those that may compete.
+    stage_sizes: the backbone's parameters by stage. taps: those that may compete. able: what the network can do.
     """
     facts, head = evidence.facts, evidence.head
-    strategies = open_strategies(evidence, options, stage_sizes, taps)
+    strategies = open_strategies(evidence, options, stage_sizes, taps, able)
     decision = None
     strategy, cut, reasons = strategies[0], options.cut, []
     if options.strategy != "auto":
         reasons.append(f"{facts.n_train} training images; the strategy was set by you")
     elif head is not None:
-        decision = _decision(evidence, options, stage_sizes, strategies)
+        decision = _decision(evidence, options, stage_sizes, strategies, able)
         strategy = decision.way.strategy
         cut = decision.way.cut or None if strategy == "partial" else None
         reasons += decision.reasons
@@ -82,17 +109,8 @@ def make_plan(
     epochs = None
     if recipe is not None:
         epochs = _epochs(strategy, recipe, options, facts.n_train)
-        steps = epochs * -(-facts.n_train // recipe.batch_size)
-        reasons.append(
-            f"{epochs} epochs of {facts.n_train} images in batches of {recipe.batch_size} are {steps} batches"
-        )
-    if recipe is not None and strategy != "scratch":
-        reasons.append(
-            "it starts from a head trained on the frozen features, never from noise (LP-FT, Kumar et al. 2022)"
-        )
-        reasons += high_rate(recipe, spec)
-    if recipe is not None and options.lr == AUTO_RATE:
-        reasons.append("a range test finds the rate before it trains")
+        reasons += _of_training(strategy, recipe, spec, epochs, facts.n_train)
+        reasons += ["a range test finds the rate before it trains"] if options.lr == AUTO_RATE else []
     augmentation, told = augmentation_for(facts, image_size_px)
     views = options.views or _usual_views(options, epochs, spec)
     if views == 1 and recipe is None:
@@ -122,6 +140,16 @@ def make_plan(
     )
 
 
+def _of_training(strategy: str, recipe: Recipe, spec: FreezeSpec, epochs: int, n_train: int) -> list[str]:
+    """Return what is to be said of a training: how long it is, what it begins with, and a rate that may be too high."""
+    steps = epochs * -(-n_train // recipe.batch_size)
+    told = [f"{epochs} epochs of {n_train} images in batches of {recipe.batch_size} are {steps} batches"]
+    if strategy == "scratch":
+        return told
+    told.append("it starts from a head trained on the frozen features, never from noise (LP-FT, Kumar et al. 2022)")
+    return [*told, *high_rate(recipe, spec)]
+
+
 def _epochs(strategy: str, recipe: Recipe, options: Options, n_train: int) -> int:
     """Return the epochs that are set, or that come by themselves; SettingError where no stage would begin to learn."""
     epochs = options.epochs or epochs_for(strategy, n_train, recipe.batch_size)
@@ -133,14 +161,22 @@ def _epochs(strategy: str, recipe: Recipe, options: Options, n_train: int) -> in
     return epochs
 
 
-def _decision(evidence: Evidence, options: Options, stage_sizes: Sequence[int], strategies: Sequence[str]) -> Decision:
+def _decision(
+    evidence: Evidence, options: Options, stage_sizes: Sequence[int], strategies: Sequence[str], able: Able
+) -> Decision:
     n = evidence.facts.n_train
     images = {}
     for name in strategies:
         recipe = recipe_for(name, options)
         images[name] = 0 if recipe is None else n * (options.epochs or epochs_for(name, n, recipe.batch_size))
     budget = BUDGET_MINUTES if options.budget is None else options.budget
-    return decide(evidence, ways_of(evidence, stage_sizes, images, strategies, options.cut), budget * 60)
+    ways = ways_of(evidence, stage_sizes, images, strategies, options.cut)
+    return decide(evidence, [way for way in ways if _is_open(way, options, able)], budget * 60)
+
+
+def _is_open(way: Way, options: Options, able: Able) -> bool:
+    """Return whether the network can go a way: the later of two cuts may have no block that can be skipped."""
+    return _refusal(way.strategy, way.cut, options, able) is None
 
 
 def _competing(evidence: Evidence, options: Options, taps: tuple[int, ...]) -> tuple[tuple[int, ...], list[str]]:
@@ -159,10 +195,8 @@ def _usual_views(options: Options, epochs: int | None, spec: FreezeSpec) -> int:
     return min(epochs, STORED_VIEWS) if spec.cut else epochs
 
 
-def _check(
-    strategy: str, evidence: Evidence, options: Options, stage_sizes: Sequence[int], taps: Sequence[int]
-) -> None:
-    """Raise SettingError where a strategy does not go with what is set."""
+def _check(strategy: str, evidence: Evidence, options: Options, stage_sizes: Sequence[int], taps: Sequence[int]) -> int:
+    """Return the first stage that would train; raise SettingError where a strategy does not go with what is set."""
     n_stages = len(stage_sizes)
     options.refuse_unused(strategy, " or what else auto may choose" if options.strategy == "auto" else "")
     cut = freezing(strategy, stage_sizes, options.cut, options.layer_decay).cut
@@ -181,6 +215,7 @@ def _check(
         raise SettingError("augment: without augmentation all views of an image are the same; set views to 1")
     if strategy != "head" and options.head == "knn":
         raise SettingError("head: knn cannot be trained further; take ridge or logistic, or the strategy 'head'")
+    return cut
 
 
 _OVERRIDABLE = ("cut", "taps", "head", "image_size", "epochs", "layer_decay", "augment", "views", *RECIPE_KEYS)

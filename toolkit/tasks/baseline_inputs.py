@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from toolkit.backbones.backbone import Backbone
 from toolkit.backbones.catalog import build_backbone
-from toolkit.backbones.taps import check_taps
+from toolkit.backbones.taps import check_taps, tap_widths
 from toolkit.baselines.idx import is_idx, read_idx
 from toolkit.baselines.inputs import (
     Inputs,
@@ -30,6 +30,7 @@ from toolkit.data.manifest import VAL as VALIDATION
 from toolkit.data.scan import scan
 from toolkit.data.split import assign_splits, train_on_all
 from toolkit.errors import SettingError
+from toolkit.features.mapped import check_mappable
 from toolkit.features.request import Request
 from toolkit.features.store import FeatureStore
 from toolkit.hardware import resolve_device
@@ -90,6 +91,7 @@ def open_source(data: str | os.PathLike[str], options: BaselineOptions) -> Sourc
         return source
     name = options.value("backbone")
     backbone = build_backbone(name, weights=options.weights, seed=options.seed, image_size_px=options.image_size)
+    check_taps(options.taps, len(backbone))
     return replace(source, backbone=backbone)
 
 
@@ -120,17 +122,46 @@ def read_examples(source: Source, options: BaselineOptions, store: FeatureStore)
     return Examples(manifest, inputs, side, reading)
 
 
+def check_room(source: Source, options: BaselineOptions, store: FeatureStore) -> None:
+    """Raise NoRoomError or ArtifactError where the disk has no room for what `read_examples` stores, and for the rows
+    that are made of it, as many as they can be."""
+    n, side, rows = len(source.manifest), side_of(source.manifest.size, options.image_size), 0
+    stored = 0
+    if options.on == "features":
+        request = _features_request(source, options)
+        stored = store.room_for(request, source.manifest)
+        assert source.backbone is not None
+        rows = n * 4 * sum(tap_widths(source.backbone, request.taps))
+    elif source.images is None:
+        stored = store.room_for(pixel_request(side), source.manifest)
+        rows = n * 3 * side * side  # one channel, where all images turn out to be grey
+    else:
+        side = source.images.shape[1]
+    if options.on == "hog":
+        blank = torch.zeros(1, 3, side, side, dtype=torch.uint8)
+        rows += n * 4 * Reading("hog", 3, side)(blank).shape[1]
+    if rows:
+        check_mappable(rows, store.folder, after=stored)
+
+
+def _features_request(source: Source, options: BaselineOptions) -> Request:
+    """Return the pooled features that a model sees, in single precision, in which the saved one runs: what is scored is
+    what is shipped."""
+    assert source.backbone is not None
+    taps = check_taps(options.taps, len(source.backbone))
+    device = resolve_device(options.device)
+    return Request(source.backbone, taps, seed=options.seed, dtype=torch.float32, device=device)
+
+
 def _pretrained(source: Source, options: BaselineOptions, store: FeatureStore) -> Examples:
     manifest, backbone = source.manifest, source.backbone
     assert backbone is not None
-    taps = check_taps(options.taps, len(backbone))
-    # in single precision, in which the saved model runs: what is scored is what is shipped
-    request = Request(backbone, taps, seed=options.seed, dtype=torch.float32, device=resolve_device(options.device))
+    request = _features_request(source, options)
     stored = store.fetch(request, manifest, workers=_workers(options, manifest), max_pixels=options.max_pixels)
     manifest = split_as(manifest.without(stored.failures), options)
     stored = replace(stored, rows=np.arange(len(manifest)), failures=())
     inputs = pooled_features(stored.pooled(), store.folder)
-    return Examples(manifest, inputs, backbone.preprocessing.crop_px, backbone=backbone, taps=taps)
+    return Examples(manifest, inputs, backbone.preprocessing.crop_px, backbone=backbone, taps=request.taps)
 
 
 def _workers(options: BaselineOptions, manifest: Manifest) -> int:

@@ -31,7 +31,7 @@ from toolkit.hardware import resolve_device
 from toolkit.plan import FreezeSpec
 from toolkit.progress import say
 from toolkit.tasks.apart import check_apart, check_cache_apart
-from toolkit.tasks.baseline_inputs import Examples, Source, open_source, read_examples
+from toolkit.tasks.baseline_inputs import Examples, Source, check_room, open_source, read_examples
 from toolkit.tasks.ending import diagnosis_of, file_lines, metrics_of, publish_results, score_lines
 from toolkit.tasks.job import Stopwatch
 from toolkit.tasks.stores import open_store
@@ -64,28 +64,29 @@ class BaselineRun:
 def start_baseline(
     data: str | os.PathLike[str], out: str, options: BaselineOptions, *, overwrite: bool = False
 ) -> BaselineRun:
-    """Run the whole line into a new run folder; what can be refused is refused before the folder is made."""
+    """Run the whole line into a new run folder; what can be refused is refused before the run begins there."""
     _check_machine(options)
     where = Path(out).expanduser().absolute()
     check_apart(data, where)
     check_cache_apart(data, options.cache_dir)
     folder = RunFolder(where)
-    folder.check_free(overwrite=overwrite)
-    clock = Stopwatch()
-    with clock.part("scan"):
-        source = open_source(data, options)
-    config = {"data": str(Path(data).expanduser().absolute()), "out": str(where), **options.to_dict()}
-    folder.check_free(overwrite=overwrite)  # again: the scan may have taken minutes
-    with open_store(options.cache, options.cache_dir) as store:
-        folder.begin(config)
-        say(str(source.manifest))
-        with folder.held():
+    with folder.claimed(overwrite=overwrite):
+        clock = Stopwatch()
+        with clock.part("scan"):
+            source = open_source(data, options)
+        config = {"data": str(Path(data).expanduser().absolute()), "out": str(where), **options.to_dict()}
+        with open_store(options.cache, options.cache_dir) as store:
+            check_room(source, options, store)
+            folder.begin(config)
+            folder.write_quarantine(source.manifest)  # so far; from here on the folder is known as a run's
+            say(str(source.manifest))
             return _go(folder, source, options, store, clock)
 
 
 def resume_baseline(path: str | os.PathLike[str]) -> BaselineRun:
     """Go on with an interrupted run; a finished one is returned as it is."""
     folder = RunFolder.open(path)
+    folder.check_own()
     config = folder.config()
     if "strategy" in config:
         raise ArtifactError(f"{folder.path} is a run of finetune; go on with it by toolkit finetune --resume")
@@ -106,6 +107,7 @@ def resume_baseline(path: str | os.PathLike[str]) -> BaselineRun:
     with clock.part("scan"):
         source = open_source(data, options)
     with folder.held(), open_store(options.cache, options.cache_dir) as store:
+        folder.check_still(config)
         return _go(folder, source, options, store, clock)
 
 

@@ -59,13 +59,13 @@ class CacheReport:
         return "\n".join(lines)
 
 
-def cache(*, limit: str | None = None, cache_dir: str | None = None) -> CacheReport:
+def cache(*, limit: str | float | None = None, cache_dir: str | None = None) -> CacheReport:
     """Show what the cache of features holds; with a limit, remove the longest unused until it is met.
 
     Nothing is lost by that but time: what is missing is computed again. Raises ToolkitError.
 
     Args:
-        limit: the size to prune to, such as 5GB, 500MB, or 0 to empty the cache
+        limit: the size to prune to, such as 5GB, 500MB, a number of bytes, or 0 to empty the cache
         cache_dir: where features are kept; the platform's cache folder by default
     """
     limit_bytes = None if limit is None else _bytes(limit)
@@ -77,7 +77,7 @@ def cache(*, limit: str | None = None, cache_dir: str | None = None) -> CacheRep
     return CacheReport(folder, tuple(kept_in(folder)), digests_in(folder), gone, tuple(busy))
 
 
-def _bytes(limit: str | int) -> int:
+def _bytes(limit: str | float) -> int:
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)b?\s*", str(limit).lower())
     size = math.inf if match is None else float(match[1]) * UNITS[match[2]]
     if math.isinf(size):  # so many digits are not a size either

@@ -11,13 +11,14 @@ from toolkit.backbones.operations import stage_operations
 from toolkit.data.manifest import Manifest
 from toolkit.data.split import assign_splits
 from toolkit.errors import ToolkitError
+from toolkit.features.passes import NoRoomError
 from toolkit.features.store import FeatureStore
 from toolkit.options import AUTO_BACKBONE, Options
 from toolkit.planning.evidence import head_of
 from toolkit.planning.policy import BUDGET_MINUTES
 from toolkit.planning.probes import Probe
 from toolkit.progress import say
-from toolkit.tasks.job import Job, Stopwatch, open_backbone, some_left
+from toolkit.tasks.job import Job, Stopwatch, open_backbone, plan_ahead, some_left
 from toolkit.tasks.measure import capacity_of, probes_of
 
 DEFAULT = Options.backbone
@@ -45,6 +46,7 @@ def settled(options: Options, manifest: Manifest, store: FeatureStore, clock: St
         mine = replace(options, backbone=name)
         try:
             job = Job(mine, open_backbone(mine), store, clock)
+            plan_ahead(manifest, mine, job.backbone)  # a cut may be none of its own, or a recipe ask too much of it
             taps = None if options.taps is None else job.taps
         except ToolkitError as error:
             if name == DEFAULT:
@@ -55,8 +57,14 @@ def settled(options: Options, manifest: Manifest, store: FeatureStore, clock: St
         if name != DEFAULT and work * len(manifest) > 60 * minutes * capacity_of(job.device):
             say(f"{name}: takes no part, its pass is beyond the budget of {minutes:g} minutes")
             continue
-        with clock.part("extract"):
-            stored = job.fetch(job.all_taps, manifest)
+        try:
+            with clock.part("extract"):
+                stored = job.fetch(job.all_taps, manifest)
+        except NoRoomError as error:
+            if name == DEFAULT:
+                raise
+            say(f"{name}: takes no part: {error}")
+            continue
         usable = assign_splits(some_left(manifest.without(stored.failures)), val=options.val, seed=options.seed)
         with clock.part("plan"):
             probes = probes_of(usable, replace(stored, rows=np.arange(len(usable)), failures=()), job)

@@ -61,6 +61,8 @@ def _finish(folder: RunFolder, draw: Callable[[], None] | None) -> None:
     """Draw, if that is wanted; a run that is finished stays so, whatever has become of its data since."""
     try:
         with folder.held():
+            if not folder.finished:  # another run was begun in its place meanwhile: these are its checkpoints
+                return
             if draw is not None:
                 draw()
             folder.drop_checkpoints()

@@ -128,21 +128,16 @@ def evaluate(
     predictions = answers.predictions
     if not len(predictions):
         raise DataError(f"{data}: none of the {len(rows)} images can be read; the first: {answers.failures[0][1]}")
-    if folder is not None:
-        _write_tables(folder, predictions)
-    changed = _robustness(trained, manifest, rows, blocks, answers, seed, where) if robustness else None
-    if folder is not None and changed is not None:
-        _write_robustness(folder, changed)
     import torch
 
-    return Evaluation(
-        name,
-        score(predictions.probabilities, torch.from_numpy(predictions.labels)),
-        len(manifest.quarantined) + len(answers.failures),
-        _alone(answers),
-        _spread(answers),
-        changed,
-    )
+    scores = score(predictions.probabilities, torch.from_numpy(predictions.labels))
+    changed = _robustness(trained, manifest, rows, blocks, answers, seed, where) if robustness else None
+    if folder is not None:  # when nothing can be refused any more: tables of an earlier evaluation go all together
+        _write_tables(folder, predictions)
+        if changed is not None:
+            _write_robustness(folder, changed)
+    lost = len(manifest.quarantined) + len(answers.failures)
+    return Evaluation(name, scores, lost, _alone(answers), _spread(answers), changed)
 
 
 def _reader(

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ from toolkit.planning.evidence import Evidence
 from toolkit.planning.facts import facts_of
 from toolkit.planning.policy import make_plan
 from toolkit.progress import say
+from toolkit.training.able import check_able
 
 
 @dataclass
@@ -140,6 +141,7 @@ def plan_for(evidence: Evidence, options: Options, backbone: Backbone) -> Transf
         stage_sizes=backbone.stage_sizes(),
         taps=taps_of(options, backbone),
         image_size_px=backbone.preprocessing.crop_px,
+        able=partial(check_able, backbone),
     )
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from toolkit.errors import SettingError, unknown_name
+from toolkit.errors import ArtifactError, SettingError, unknown_name
 
 if TYPE_CHECKING:
     from toolkit.experiments.finding import Finding
@@ -35,22 +36,24 @@ class NotesReport:
         return f"{self.finding}\nPicture: {self.picture}"
 
 
-def notes(name: str | None = None, *, out: str | None = None, seed: int = 0) -> NotesReport:
+def notes(name: str | None = None, *, out: str | None = None, overwrite: bool = False, seed: int = 0) -> NotesReport:
     """Try out a claim of the notes: numbers, a picture, and whether the run bears it out. Without a name, list them.
 
     Takes seconds, and no data but what is at hand. Raises ToolkitError.
 
     Args:
         name: the experiment; without one they are listed
-        out: where to write the picture; runs/notes/NAME.png by default
+        out: where to write the picture; runs/notes/NAME.png by default, which is drawn anew each time
+        overwrite: replace the file that is there
         seed: one seed, one result
     """
     from toolkit.experiments.catalog import EXPERIMENTS
 
     lines = {key: line for key, (_, line) in EXPERIMENTS.items()}
     if name is None:
-        if out is not None:
-            raise SettingError("out is not used without the name of an experiment; give one, or remove it")
+        for key, given in (("out", out is not None), ("overwrite", overwrite)):
+            if given:
+                raise SettingError(f"{key} is not used without the name of an experiment; give one, or remove it")
         return NotesReport(lines)
     if name not in EXPERIMENTS:
         raise unknown_name("experiment", name, EXPERIMENTS)
@@ -61,6 +64,8 @@ def notes(name: str | None = None, *, out: str | None = None, seed: int = 0) -> 
         raise SettingError(f"out: a file name that ends in .png expected, got {str(picture)!r}")
     if picture.is_dir():
         raise SettingError(f"out: a file name expected, {str(picture)!r} is a folder")
+    if out is not None and not overwrite and os.path.lexists(picture):
+        raise ArtifactError(f"{picture} is there already; choose another --out, or replace it by --overwrite")
     from importlib import import_module
 
     finding: Finding = import_module(EXPERIMENTS[name][0]).run(seed)

@@ -25,6 +25,7 @@ from toolkit.tasks.folds import cross_validate, in_words
 from toolkit.tasks.job import Job, Stopwatch, open_backbone, plan_ahead
 from toolkit.tasks.prepare import prepare, prepare_again, read_plan
 from toolkit.tasks.prepared import Prepared
+from toolkit.tasks.room import check_room
 from toolkit.tasks.score import score
 from toolkit.tasks.stores import open_store
 from toolkit.training.mixing import Verdict
@@ -60,8 +61,9 @@ class Run:
 def start_run(data: str | os.PathLike[str] | Manifest, out: str, options: Options, *, overwrite: bool = False) -> Run:
     """Run the whole line into a new run folder.
 
-    Whatever can be refused without decoding an image is refused before the folder is made, a cache that cannot be
-    included: a mistake leaves nothing behind, and no run is overwritten for it.
+    Whatever can be refused without decoding an image is refused before the run begins, a cache that cannot be included:
+    a mistake leaves nothing behind, and no run is overwritten for it. Other processes are kept out of the folder from
+    the first check to the end of the run.
     """
     resolve_precision(options.precision, resolve_device(options.device))
     if options.track:
@@ -71,23 +73,25 @@ def start_run(data: str | os.PathLike[str] | Manifest, out: str, options: Option
         check_apart(data, where)
         check_cache_apart(data, options.cache_dir)
     folder = RunFolder(where)
-    folder.check_free(overwrite=overwrite)
-    clock = Stopwatch()
-    with clock.part("scan"):
-        manifest = data if isinstance(data, Manifest) else scan(data, max_pixels=options.max_pixels)
-    named = replace(options, backbone=DEFAULT) if options.backbone == AUTO_BACKBONE else options
-    backbone = open_backbone(named)
-    plan_ahead(manifest, named, backbone)
-    source = manifest.root if isinstance(data, Manifest) else Path(data).expanduser().absolute()
-    of_program = {GIVEN: True} if isinstance(data, Manifest) else {}
-    folder.check_free(overwrite=overwrite)  # again: the scan may have taken minutes
-    with open_store(options.cache, options.cache_dir) as store:
-        folder.begin({"data": str(source), "out": str(where), **of_program, **options.to_dict()})
-        say(str(manifest))
-        with folder.held():
+    with folder.claimed(overwrite=overwrite):
+        clock = Stopwatch()
+        with clock.part("scan"):
+            manifest = data if isinstance(data, Manifest) else scan(data, max_pixels=options.max_pixels)
+        named = replace(options, backbone=DEFAULT) if options.backbone == AUTO_BACKBONE else options
+        backbone = open_backbone(named)
+        plan = plan_ahead(manifest, named, backbone)
+        source = manifest.root if isinstance(data, Manifest) else Path(data).expanduser().absolute()
+        of_program = {GIVEN: True} if isinstance(data, Manifest) else {}
+        with open_store(options.cache, options.cache_dir) as store:
+            job = Job(named, backbone, store, clock)
+            with clock.part("plan"):
+                check_room(job, manifest, plan, every_stage=named is not options)
+            folder.begin({"data": str(source), "out": str(where), **of_program, **options.to_dict()})
+            folder.write_quarantine(manifest)  # so far; from here on the folder is known as a run's
+            say(str(manifest))
             if named is not options:
                 return _go(folder, manifest, open_job(options, manifest, store, clock))
-            return _go(folder, manifest, Job(options, backbone, store, clock))
+            return _go(folder, manifest, job)
 
 
 def resume_run(path: str | os.PathLike[str], own_backbone: Any = None) -> Run:
@@ -96,7 +100,9 @@ def resume_run(path: str | os.PathLike[str], own_backbone: Any = None) -> Run:
     own_backbone: the modules of a run whose backbone was the user's own.
     """
     folder = RunFolder.open(path)
+    folder.check_own()
     config = folder.config()
+    as_read = dict(config)
     if "strategy" not in config and "model" in config:
         raise ArtifactError(f"{folder.path} is the run of a baseline; go on with it by toolkit baseline --resume")
     if folder.finished and folder.tidied:
@@ -127,6 +133,7 @@ def resume_run(path: str | os.PathLike[str], own_backbone: Any = None) -> Run:
     with clock.part("scan"):
         manifest = scan(data, max_pixels=options.max_pixels)
     with folder.held(), open_store(options.cache, options.cache_dir) as store:
+        folder.check_still(as_read)
         known = read_plan(folder).backbone if (folder.path / PLAN).exists() else None
         return _go(folder, manifest, open_job(options, manifest, store, clock, known))
 

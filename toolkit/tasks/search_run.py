@@ -32,6 +32,7 @@ from toolkit.tuning.spaces import as_options
 from toolkit.tuning.study import JOURNAL, LOCKS, NAME, Study
 
 BEST, TRIALS, SUMMARY, PICTURE = "best.yaml", "trials.csv", "search.json", "search.png"
+DIGITS = 16  # of a digest, which a person is shown where it differs
 NOT_ABOUT = ("workers", "cache", "cache_dir")  # what changes no result
 
 
@@ -98,6 +99,8 @@ def start_search(
             "settings": {**_plain(options), "folds": n_folds},
             "space": described(ours.space),
         }
+        if options.weights is not None:  # the file may be replaced before the search is gone on with
+            about["weights"] = {Path(options.weights).name: ours.weights_digest[:DIGITS]}
         try:
             where.mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from toolkit.backbones.backbone import Backbone
 from toolkit.baselines.options import BaselineOptions
 from toolkit.data.manifest import Manifest
 from toolkit.data.scan import scan
@@ -26,7 +26,7 @@ from toolkit.tasks.search_folds import JUDGES_AGAIN, training_only
 from toolkit.tasks.search_head import HeadTrials
 from toolkit.tasks.search_tail import TailTrials
 from toolkit.tasks.stores import open_store
-from toolkit.training.drop_path import set_drop_path
+from toolkit.training.drop_path import skippable
 from toolkit.tuning.objective import Objective
 from toolkit.tuning.space import Space
 from toolkit.tuning.spaces import baseline_space, cuts_of, head_space, tail_space
@@ -40,7 +40,8 @@ class Trials:
 
     verb, what: who trains with the settings found, and what is searched for, in words. manifest: the training images.
     objective: judges trials; deal: makes it on folds of another seed. given: keys that best.yaml has besides the
-    data and what was found. defaults: what stands for a key that a trial does not set.
+    data and what was found. defaults: what stands for a key that a trial does not set. weights_digest: of the weights
+    file that was given, "" where none was.
     """
 
     verb: str
@@ -52,6 +53,7 @@ class Trials:
     given: dict[str, Any]
     defaults: Mapping[str, Any]
     seed: int
+    weights_digest: str = ""
 
     def redealt(self, number: int) -> Objective:
         """Return the objective on other folds: deal `number`, from 1."""
@@ -91,7 +93,8 @@ def _of_baseline(
     defaults = {part: options.value(part) for part in ("lr", "l2", "hidden", "dropout", "activation", "init")}
     defaults["batchnorm"] = options.batchnorm
     what = f"{options.model} on {options.on}"
-    return Trials("baseline", what, manifest, space, deal, deal(options.seed), ours, defaults, options.seed)
+    digest = _digest(options, examples.backbone)
+    return Trials("baseline", what, manifest, space, deal, deal(options.seed), ours, defaults, options.seed, digest)
 
 
 def _of_head(
@@ -116,8 +119,7 @@ def _of_tail(
     job, scanned = _job(data, options, store)
     sizes = job.backbone.stage_sizes()
     latest = 0 if options.strategy == "full" else max(cuts_of(sizes)) if options.cut is None else options.cut
-    skippable = set_drop_path(copy.deepcopy(job.backbone.stages[latest:]), 0.0) > 0
-    fixed = {*given, *(() if skippable else ("drop_path",))}  # no use where nothing can be skipped
+    fixed = {*given, *(() if skippable(job.backbone.stages[latest:]) else ("drop_path",))}  # nothing to be skipped
     space = tail_space(options.strategy, sizes, options.optimizer, fixed)
     prepared: dict[tuple[Any, ...], Any] = {}
 
@@ -150,7 +152,12 @@ def _transfer(
     options = job.options
     ours = {"strategy": options.strategy, **_lasting(given, options)}
     what = f"{options.strategy} on {job.backbone.name}"
-    return Trials("finetune", what, manifest, space, deal, deal(options.seed), ours, defaults, options.seed)
+    digest = _digest(options, job.backbone)
+    return Trials("finetune", what, manifest, space, deal, deal(options.seed), ours, defaults, options.seed, digest)
+
+
+def _digest(options: Options | BaselineOptions, backbone: Backbone | None) -> str:
+    return "" if backbone is None or options.weights is None else backbone.weights_digest
 
 
 def _fixed(options: BaselineOptions, given: Mapping[str, Any]) -> set[str]:

@@ -9,12 +9,14 @@ import numpy as np
 from toolkit.data.loading import Failure
 from toolkit.data.manifest import TRAIN, Manifest
 from toolkit.data.views import augmentation
+from toolkit.errors import SettingError
 from toolkit.features.dataset import StoredViews
 from toolkit.features.passes import NoRoomError
 from toolkit.features.request import Request
 from toolkit.plan import TransferPlan
 from toolkit.progress import say
 from toolkit.tasks.job import Job
+from toolkit.training.able import check_able
 
 FEWEST_VIEWS = 2  # with a single one, a tail sees no augmentation at all: then rather a later cut
 
@@ -48,7 +50,8 @@ def fit_to_disk(job: Job, plan: TransferPlan, manifest: Manifest) -> Fit:
     store, free = job.store, job.store.free_bytes()
     rows = manifest.rows(TRAIN)
     rest = np.flatnonzero(manifest.splits != TRAIN)
-    cuts = [plan.cut] if "cut" in plan.overridden or not plan.cut else list(range(plan.cut, len(job.backbone)))
+    later = [] if "cut" in plan.overridden or not plan.cut else range(plan.cut + 1, len(job.backbone))
+    cuts = [plan.cut, *(cut for cut in later if _is_able(job, plan, cut))]
     views = [plan.views]  # which cost nothing where sources are stored
     while plan.cut and "views" not in plan.overridden and views[-1] > FEWEST_VIEWS:
         views.append(max(FEWEST_VIEWS, views[-1] // 2))
@@ -63,6 +66,16 @@ def fit_to_disk(job: Job, plan: TransferPlan, manifest: Manifest) -> Fit:
                 return Fit(cut, count, reason=reason if changed else None)
     reason = f"the activations do not fit on the cache's disk ({free / 1e9:.1f} GB free): the frozen stages run anew"
     return Fit(plan.cut, plan.views, live=True, reason=reason)
+
+
+def _is_able(job: Job, plan: TransferPlan, cut: int) -> bool:
+    """Return whether the stages from a cut on can be trained by the plan's recipe."""
+    try:
+        if plan.recipe is not None:
+            check_able(job.backbone, plan.recipe, cut)
+    except SettingError:
+        return False
+    return True
 
 
 def fitted(plan: TransferPlan, fit: Fit) -> TransferPlan:

@@ -12,6 +12,7 @@ from toolkit.errors import SettingError
 from toolkit.features.prefix import Activations
 
 HEIGHT_AND_WIDTH = {"NCHW": (2, 3), "NHWC": (1, 2)}
+NO_MAP = "cutmix: nothing to cut from: what the first trained stage gets is no map; take mixup"
 
 
 class Blend(NamedTuple):
@@ -44,7 +45,7 @@ def blend(inputs: Tensor | Activations, layout: Layout, *, mixup: float, cutmix:
     if cuts:
         axes = HEIGHT_AND_WIDTH.get("NCHW" if isinstance(inputs, Tensor) else layout)
         if at_cut is None or at_cut.ndim != 4 or axes is None:
-            raise SettingError("cutmix: nothing to cut from: what the first trained stage gets is no map; take mixup")
+            raise SettingError(NO_MAP)
         at_cut, kept = _pasted(at_cut, partners.to(at_cut.device), axes, kept)
     elif at_cut is not None:
         at_cut = _mixed(at_cut, partners, kept)

@@ -17,16 +17,21 @@ def set_drop_path(stages: Iterable[nn.Module], share: float) -> int:
     """
     from torchvision.ops import StochasticDepth
 
-    places = [
+    places = skippable(stages)
+    for number, (block, name) in enumerate(places, start=1):
+        setattr(block, name, StochasticDepth(share * number / len(places), "row"))
+    return len(places)
+
+
+def skippable(stages: Iterable[nn.Module]) -> list[tuple[nn.Module, str]]:
+    """Return the blocks that can be skipped, in order, and the name of the place where each has that decided."""
+    return [
         (block, name)
         for stage in stages
         for block in stage.modules()
         for name in PLACES
         if hasattr(block, name) and _skips(block)
     ]
-    for number, (block, name) in enumerate(places, start=1):
-        setattr(block, name, StochasticDepth(share * number / len(places), "row"))
-    return len(places)
 
 
 def _skips(block: nn.Module) -> bool:

@@ -54,11 +54,11 @@ class Study:
             self._study = optuna.create_study(
                 storage=storage, pruner=pruner, study_name=NAME, direction="maximize", load_if_exists=True
             )
-            known = self._study.user_attrs.get(ABOUT)
-            if known is None:
-                known = {BEGUN_WITH: schedule.n_trials, **about}
+            known = self._study.user_attrs.get(ABOUT) or {BEGUN_WITH: schedule.n_trials}
+            _check_same(folder, known, about)
+            if not about.keys() <= known.keys():  # a new study, or one of a version that noted less
+                known = {**known, **about}
                 self._study.set_user_attr(ABOUT, known)
-        _check_same(folder, known, about)
         n_trials = int(known[BEGUN_WITH])
         self.schedule = Schedule(schedule.sampler, schedule.space, schedule.seed, n_trials)
         self._study.sampler = Sampler(self.schedule)
@@ -175,11 +175,11 @@ def _taken(lock: FileLock, timeout: float) -> bool:
 
 
 def _check_same(folder: Path, known: Mapping[str, Any], about: Mapping[str, Any]) -> None:
-    """Raise ArtifactError, with the first difference, where a study is about something else."""
+    """Raise ArtifactError, with the first difference, where a study is about something else, as far as it is known."""
     for key, value in about.items():
-        if known.get(key) != value:
+        if key in known and known[key] != value:
             differ = ""
-            if isinstance(value, Mapping) and isinstance(known.get(key), Mapping):
+            if isinstance(value, Mapping) and isinstance(known[key], Mapping):
                 odd = next(name for name in {**value, **known[key]} if value.get(name) != known[key].get(name))
                 differ = f" ({odd}: {known[key].get(odd)!r} there, {value.get(odd)!r} here)"
             raise ArtifactError(f"{folder} holds a search with other {key}{differ}; choose another --out")
