@@ -34,6 +34,7 @@ class Backbone:
     classifier: nn.Linear | None = None
     weights: str = "random"
     weights_digest: str = field(default="", repr=False)
+    _shapes: dict[int, tuple[tuple[int, ...], ...]] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not self.stages:
@@ -60,10 +61,15 @@ class Backbone:
         """Return the output shape of every stage, without N, for square images of this size (its own by default).
 
         One real forward of one black image, in eval mode: the meta device would be slower, since its first use
-        imports for seconds. Modes, BatchNorm and gradients are left as they were. Raises SettingError for a size
-        that a stage cannot take.
+        imports for seconds. The outcome is remembered. Modes, BatchNorm and gradients are left as they were. Raises
+        SettingError for a size that a stage cannot take.
         """
         size = image_size_px or self.preprocessing.crop_px
+        if size not in self._shapes:
+            self._shapes[size] = self._seen_shapes(size)
+        return self._shapes[size]
+
+    def _seen_shapes(self, size: int) -> tuple[tuple[int, ...], ...]:
         modes = [(module, module.training) for stage in self.stages for module in stage.modules()]
         reference = next((p for stage in self.stages for p in stage.parameters()), torch.empty(0))
         activation = torch.zeros(1, 3, size, size, device=reference.device, dtype=reference.dtype)
