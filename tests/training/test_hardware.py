@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.training.tiny import SMALL, folder_data, tiny_backbone
-from toolkit.backbones.catalog import as_backbone
+from toolkit.backbones.catalog import as_backbone, build_backbone
 from toolkit.errors import SettingError
 from toolkit.features import prefix
 from toolkit.features.prefix import HALF_PRECISION_ERROR, FrozenPrefix, bfloat16_error, prefix_dtype
@@ -219,3 +219,13 @@ def test_what_half_precision_changes_is_measured_on_the_stages_themselves():
             return (pixels + 300) - 300  # bfloat16 has 8 bits
 
     assert small < plain and bfloat16_error(as_backbone([Cancels()], preprocessing=SMALL), CPU) > 10 * plain
+
+
+@pytest.mark.slow
+def test_what_is_known_to_move_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefix, "_has_bfloat16", lambda device: True)
+    known = [build_backbone(name) for name, _ in prefix.KNOWN_TO_MOVE]
+    assert [backbone.weights for backbone in known] == [weights for _, weights in prefix.KNOWN_TO_MOVE]
+    assert all(bfloat16_error(backbone, CPU) > 2 * HALF_PRECISION_ERROR for backbone in known)
+    monkeypatch.setattr(prefix, "bfloat16_error", None)  # nobody looks again
+    assert all(prefix_dtype(backbone, "auto", CPU) == torch.float32 for backbone in known)
