@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader, IterableDataset
 from tests.photos import make_photos
 from tests.training.tiny import SMALL, bare_trainer, folder_data, tiny_backbone
 from toolkit.data.datamodule import ImageFolderData
-from toolkit.errors import ArtifactError
+from toolkit.data.manifest import TRAIN, VAL
+from toolkit.errors import ArtifactError, SettingError
 from toolkit.plan import Recipe
 from toolkit.training.module import TransferModule
 
@@ -108,3 +109,63 @@ def test_stages_begin_by_epochs_though_the_steps_are_cut_short(tmp_path: Path) -
     trainer.fit(learner, data)
     steps = trainer.num_training_batches
     assert began == {0: 0, 1: steps, 2: 2 * steps}
+
+
+class Rows(Callback):
+    """Notes the rows of every batch, by epoch."""
+
+    def __init__(self) -> None:
+        self.trained: dict[int, list[list[int]]] = {}
+        self.validated: dict[int, list[list[int]]] = {}
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        self._note(self.trained, trainer)
+
+    def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
+        self._note(self.validated, trainer)
+
+    def _note(self, seen, trainer) -> None:
+        seen.setdefault(trainer.current_epoch, []).append(trainer.datamodule.last_batch.rows.tolist())
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_few_batches_are_overfitted_the_same_in_every_epoch_and_of_more_than_one_class(
+    tmp_path: Path, workers: int
+) -> None:
+    data = folder_data(tmp_path / "photos", augment="none", workers=workers)
+    seen, rows = Rows(), data.manifest.rows
+    trainer = bare_trainer(tmp_path, max_epochs=15, overfit_batches=2, callbacks=[seen])
+    trainer.fit(TransferModule(tiny_backbone(dropout=0.0), 3, cut=2, recipe=Recipe(lr=0.05)), data)
+    assert trainer.global_step == 30 and len(seen.trained) == 15
+    assert all(batches == seen.trained[0] for batches in seen.trained.values())
+    trained = [row for batch in seen.trained[0] for row in batch]
+    assert len(trained) == 8 and set(trained) < set(rows(TRAIN).tolist())
+    assert len(set(data.manifest.labels[trained].tolist())) == 3
+    assert all(batches == [rows(VAL)[:4].tolist(), rows(VAL)[4:].tolist()] for batches in seen.validated.values())
+    assert trainer.callback_metrics["train_accuracy"] == 1.0
+
+
+def test_a_share_of_the_batches_is_overfitted_and_the_views_go_on(tmp_path: Path) -> None:
+    data, seen, pixels = folder_data(tmp_path / "photos", views=3), Rows(), []
+
+    class Pixels(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+            pixels.append(batch[0])
+
+    bare_trainer(tmp_path, overfit_batches=0.5, callbacks=[seen, Pixels()]).fit(module(), data)
+    assert [len(batches) for batches in seen.trained.values()] == [3, 3] and seen.trained[0] == seen.trained[1]
+    assert not torch.equal(pixels[0], pixels[3])
+
+
+def test_the_order_is_shuffled_again_by_the_next_trainer(tmp_path: Path) -> None:
+    data, seen = folder_data(tmp_path / "photos"), Rows()
+    bare_trainer(tmp_path, overfit_batches=1).fit(module(), data)
+    bare_trainer(tmp_path, callbacks=[seen]).fit(module(), data)
+    assert len(seen.trained[0]) == len(seen.trained[1]) > 1 and seen.trained[0] != seen.trained[1]
+
+
+def test_loaders_without_their_data_module_cannot_be_overfitted(tmp_path: Path) -> None:
+    data = folder_data(tmp_path / "photos")
+    trainer = bare_trainer(tmp_path, overfit_batches=2)
+    with pytest.raises(SettingError, match=r"give the Trainer the data themselves.*trainer\.fit\(module, data\)"):
+        trainer.fit(module(), data.train_dataloader(), data.val_dataloader())
