@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from tests.photos import make_photos
-from tests.training.tiny import SMALL, bare_trainer, folder_data, tiny_backbone
+from tests.training.tiny import SMALL, assert_equal, bare_trainer, changed, copied, folder_data, tiny_backbone
 from toolkit.data.datamodule import ImageFolderData
 from toolkit.data.manifest import TRAIN, VAL
 from toolkit.errors import ArtifactError, SettingError
@@ -169,3 +169,28 @@ def test_loaders_without_their_data_module_cannot_be_overfitted(tmp_path: Path) 
     trainer = bare_trainer(tmp_path, overfit_batches=2)
     with pytest.raises(SettingError, match=r"give the Trainer the data themselves.*trainer\.fit\(module, data\)"):
         trainer.fit(module(), data.train_dataloader(), data.val_dataloader())
+
+
+@pytest.mark.parametrize(
+    ("precision", "instead"), [("64-true", "32-true"), ("bf16-true", "bf16-mixed"), ("16-true", "16-mixed")]
+)
+def test_a_precision_that_changes_frozen_weights_is_refused_before_it_does(
+    tmp_path: Path, precision, instead: str
+) -> None:
+    learner, data = module(), folder_data(tmp_path / "photos")
+    before = copied(learner.state_dict())
+    for run in ("fit", "validate"):
+        with pytest.raises(SettingError, match=f"precision: '{precision}' would.*give the Trainer '{instead}'$"):
+            getattr(bare_trainer(tmp_path, precision=precision), run)(learner, data)
+    assert_equal(copied(learner.state_dict()), before)
+    assert {value.dtype for value in before.values()} == {torch.float32, torch.int64}
+
+
+@pytest.mark.parametrize("precision", [32, "32-true", "bf16-mixed"])
+def test_weights_stay_what_they_are_in_any_precision_that_is_taken(tmp_path: Path, precision) -> None:
+    learner = module()
+    before = copied(learner.network.state_dict())
+    bare_trainer(tmp_path, precision=precision).fit(learner, folder_data(tmp_path / "photos"))
+    after = copied(learner.network.state_dict())
+    assert {name: value.dtype for name, value in after.items()} == {name: v.dtype for name, v in before.items()}
+    assert not any(name.startswith(("stages.0", "stages.1")) for name in changed(after, before))

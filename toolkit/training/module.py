@@ -20,6 +20,7 @@ from toolkit.backbones.taps import tap_widths
 from toolkit.data.decode import DEFAULT_MAX_PIXELS
 from toolkit.errors import SettingError
 from toolkit.features.prefix import Activations
+from toolkit.hardware import PRECISIONS
 from toolkit.heads.linear import LinearHead
 from toolkit.plan import FreezeSpec, Recipe, partial_cut
 from toolkit.training.average import WeightAverage
@@ -43,7 +44,8 @@ class TransferModule(LightningModule):
 
     Batches are (inputs, labels): uint8 (N, 3, H, W), normalised here on the device, float that is normalised
     already, or the stored Activations of the frozen stages; labels int64 (N,). Logs train_loss, train_accuracy,
-    val_loss, val_accuracy. The backbone's stages are taken over, not copied.
+    val_loss, val_accuracy. The backbone's stages are taken over, not copied. They stay float32: the Trainer's
+    precision is 32-true, bf16-mixed or 16-mixed.
 
     cut: first trainable stage (by default that of `partial_cut`); spec: a FreezeSpec instead of a cut.
     taps: stages whose pooled outputs the head sees (the last one by default). head: a module (N, D) → (N, n_classes),
@@ -103,7 +105,14 @@ class TransferModule(LightningModule):
         return scores
 
     def setup(self, stage: str) -> None:
-        """Note the weights that training begins with, before a checkpoint brings later ones."""
+        """Note the weights that training begins with, before a checkpoint brings later ones.
+
+        Raises SettingError for a precision that would turn the frozen weights into another number format.
+        """
+        if (given := self.trainer.precision) not in PRECISIONS:
+            instead = {"bf16-true": "bf16-mixed", "16-true": "16-mixed"}.get(given, "32-true")
+            what = "would change the number format of all weights, the frozen ones too"
+            raise SettingError(f"precision: {given!r} {what}; give the Trainer {instead!r}")
         if stage == "fit" and self.recipe.decay_towards == "start":
             self._pull = Pull(self.network, self.recipe.weight_decay)
 
