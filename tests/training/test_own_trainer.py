@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -12,6 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from tests.photos import make_photos
 from tests.training.tiny import SMALL, assert_equal, bare_trainer, changed, copied, folder_data, tiny_backbone
+from toolkit import hardware
 from toolkit.data.datamodule import ImageFolderData
 from toolkit.data.manifest import TRAIN, VAL
 from toolkit.errors import ArtifactError, SettingError
@@ -194,3 +200,55 @@ def test_weights_stay_what_they_are_in_any_precision_that_is_taken(tmp_path: Pat
     after = copied(learner.network.state_dict())
     assert {name: value.dtype for name, value in after.items()} == {name: v.dtype for name, v in before.items()}
     assert not any(name.startswith(("stages.0", "stages.1")) for name in changed(after, before))
+
+
+def test_a_process_that_was_forked_stays_on_one_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        bare_trainer(tmp_path, max_epochs=1).fit(module(), folder_data(tmp_path / "photos"))
+        assert torch.get_num_threads() == 2
+        monkeypatch.setattr(hardware, "_IMPORTED_IN", os.getppid())
+        bare_trainer(tmp_path, max_epochs=1).fit(module(), folder_data(tmp_path / "photos"))
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+
+
+FORKED = """
+    import sys
+    from pathlib import Path
+
+    import torch
+
+    from tests.training.test_own_trainer import module
+    from tests.training.tiny import bare_trainer, folder_data
+
+    folder = Path(sys.argv[1])
+    torch.set_num_threads(2)
+    torch.randn(10**7).exp_()  # by two threads, which processes that are forked do not have
+    learner = module()
+    bare_trainer(folder, strategy="ddp_fork", devices=2).fit(learner, folder_data(folder / "photos"))
+    print("learnt", bool(learner.network.head.linear.weight.any()), "threads", torch.get_num_threads())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="it forks")
+def test_processes_that_are_forked_as_in_a_notebook_do_not_wait_for_threads_of_their_parent(tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(textwrap.dedent(FORKED))
+    process = subprocess.Popen(
+        [sys.executable, str(script), str(tmp_path)],
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "2"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        said, _ = process.communicate(timeout=90)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    assert process.returncode == 0 and "learnt True threads 2" in said, said[-2000:]

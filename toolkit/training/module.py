@@ -20,7 +20,7 @@ from toolkit.backbones.taps import tap_widths
 from toolkit.data.decode import DEFAULT_MAX_PIXELS
 from toolkit.errors import SettingError
 from toolkit.features.prefix import Activations
-from toolkit.hardware import PRECISIONS
+from toolkit.hardware import PRECISIONS, one_thread_where_forked
 from toolkit.heads.linear import LinearHead
 from toolkit.plan import FreezeSpec, Recipe, partial_cut
 from toolkit.training.average import WeightAverage
@@ -109,6 +109,7 @@ class TransferModule(LightningModule):
 
         Raises SettingError for a precision that would turn the frozen weights into another number format.
         """
+        one_thread_where_forked()
         if (given := self.trainer.precision) not in PRECISIONS:
             instead = {"bf16-true": "bf16-mixed", "16-true": "16-mixed"}.get(given, "32-true")
             what = "would change the number format of all weights, the frozen ones too"
