@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ import torch
 from toolkit.errors import SettingError, unknown_name
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+_IMPORTED_IN = os.getpid()
 
 
 def resolve_device(name: str | torch.device) -> torch.device:
@@ -42,6 +44,15 @@ def resolve_precision(name: str, device: torch.device) -> str:
     if name == "16-mixed" and device.type == "cpu":
         raise SettingError("precision '16-mixed' needs a GPU; use bf16-mixed or 32-true on a CPU")
     return name
+
+
+def one_thread_where_forked() -> None:
+    """Keep torch's operations on one thread in a process that was forked after this module was imported.
+
+    OpenMP's threads do not come along, and whoever waits for them waits for ever. (torch's loaders do so as well.)
+    """
+    if os.getpid() != _IMPORTED_IN:
+        torch.set_num_threads(1)
 
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:

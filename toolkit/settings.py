@@ -34,6 +34,7 @@ COMMON_RANGES = {
     "seed": Range(int, lambda x: 0 <= x < 2**32, "0 to 2**32 − 1"),
     "workers": Range(int, lambda x: 0 <= x <= 1024, "0 to 1024 processes"),
 }
+ALONE = {**COMMON_RANGES, "mc": Range(int, lambda x: x >= 2, "at least 2 passes")}  # of verbs without such a dataclass
 
 
 def check_settings(
@@ -56,13 +57,9 @@ def check_settings(
     for key in known:
         if key in values and values[key] not in known[key]:
             raise unknown_name(key, str(values[key]), known[key])
-    for key, (types, holds, wanted) in ranges.items():
-        if key not in values or (words and key in words and values[key] == words[key]):
-            continue
-        value = values[key]
-        number = isinstance(value, types) and not isinstance(value, bool)
-        if not number or not math.isfinite(value) or not holds(value):
-            raise SettingError(f"{key}: {wanted} expected, got {value!r}")
+    for key, expected in ranges.items():
+        if key in values and not (words and key in words and values[key] == words[key]):
+            _check_number(key, values[key], expected)
     for key in LISTS:
         if key in values:
             _check_list(key, values[key])
@@ -74,6 +71,19 @@ def check_settings(
             raise SettingError(f"{key}: a path expected, got {values[key]!r}")
     if not options.cache and options.cache_dir is not None:
         raise SettingError("cache_dir is not used where cache is false; remove it")
+
+
+def checked(key: str, value: Any) -> int:
+    """Return a whole number of ALONE as Python's own; raises SettingError, one line."""
+    plain: int = _plain(value)
+    _check_number(key, plain, ALONE[key])
+    return plain
+
+
+def _check_number(key: str, value: Any, expected: Range) -> None:
+    number = isinstance(value, expected.kind) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or not expected.holds(value):
+        raise SettingError(f"{key}: {expected.wanted} expected, got {value!r}")
 
 
 def _plain(value: Any) -> Any:

@@ -16,12 +16,13 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import DistributedSampler, get_worker_info
+from torch.utils.data import DistributedSampler, SequentialSampler, get_worker_info
 
 from tests.photos import make_photos
-from toolkit.data.loading import Batch, ResumableLoader, SeededSampler, ViewDataset, clean_batches, default_workers
+from toolkit.data.loading import Batch, ResumableLoader, ViewDataset, clean_batches, default_workers
 from toolkit.data.manifest import Manifest
 from toolkit.data.preprocessing import Preprocessing
+from toolkit.data.samplers import SeededSampler, SteadySampler
 from toolkit.data.scan import scan
 from toolkit.data.views import AUGMENTATIONS, view
 from toolkit.errors import ToolkitError
@@ -76,6 +77,17 @@ def test_more_replicas_than_images():
 
 def test_no_images_no_batches():
     assert list(SeededSampler(np.empty(0, np.int64), views=1, seed=0)) == []
+
+
+def test_a_steady_sampler_has_the_first_order_in_every_epoch_and_other_views():
+    steady, seeded = SteadySampler(ROWS, views=4, seed=3), SeededSampler(ROWS, views=4, seed=3)
+    first = list(seeded)
+    for epoch in (0, 1, 6):
+        steady.set_epoch(epoch)
+        assert list(steady) == [(row, epoch % 4) for row, _ in first]
+    shares = [list(SteadySampler(ROWS, views=4, seed=3, replicas=2, rank=rank)) for rank in (0, 1)]
+    assert sorted(set(shares[0]) | set(shares[1])) == sorted(first)
+    assert isinstance(steady, SequentialSampler) and not isinstance(seeded, SequentialSampler)
 
 
 def test_lightning_leaves_the_sampler_as_it_is():
@@ -280,7 +292,7 @@ def test_a_process_that_crashes_ends_it_in_a_line(tmp_path: Path, monkeypatch: p
 HANGING = """
 import ctypes, sys
 import numpy as np
-from toolkit.data import loading
+from toolkit.data import loading, samplers
 from toolkit.data.preprocessing import Preprocessing
 from toolkit.data.scan import scan
 from toolkit.data.views import AUGMENTATIONS
@@ -294,7 +306,7 @@ class Hanging(loading.ViewDataset):
 
 loading.LOST_AFTER_S = 3.0
 dataset = Hanging(scan(sys.argv[1]), Preprocessing(8, 8), AUGMENTATIONS["none"], seed=0, max_pixels=10**6)
-sampler = loading.SeededSampler(np.arange(4), views=1, seed=0)
+sampler = samplers.SeededSampler(np.arange(4), views=1, seed=0)
 try:
     list(loading.ResumableLoader(dataset, sampler, batch_size=2, workers=1, pin=False))
 except ToolkitError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
+import toolkit
 from tests.baselines.idx_files import write_idx
 from tests.photos import make_photos
 from tests.tasks.conftest import Runs
@@ -369,6 +371,38 @@ def test_what_cannot_be_is_one_line(
     assert main([verb, model, str(new), *words]) == code
     text = capsys.readouterr()
     assert wanted in text.err and text.err.count("\n") == 1 and text.out == ""
+
+
+NO_COUNTS: dict[str, list[Any]] = {
+    "mc": ["3", 2.5, -1, 0, True, [3], float("nan")],
+    "workers": ["2", 2.5, -1, True, [2]],
+    "seed": ["0", 1.5, -1, True, None, 2**32],
+}
+
+
+@pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in NO_COUNTS.items() for value in values])
+def test_what_is_no_count_in_python_is_one_line(key: str, value: Any, tmp_path: Path) -> None:
+    """Before anything is looked at: there is no such model."""
+    wanted = {"mc": "at least 2 passes", "workers": "0 to 1024 processes", "seed": "0 to 2**32 − 1"}[key]
+    given: dict[str, Any] = {key: value}
+    line = re.escape(f"{key}: {wanted} expected, got {value!r}")
+    if key != "seed":
+        with pytest.raises(SettingError, match=f"^{line}$"):
+            toolkit.predict("nowhere", ["nothing.jpg"], **given)
+    else:
+        with pytest.raises(SettingError, match=f"^{line}$"):
+            toolkit.compare("nowhere", "elsewhere", **given)
+        with pytest.raises(SettingError, match=f"^{line}$"):
+            toolkit.notes("zigzag", out=str(tmp_path / "z.png"), **given)
+    with pytest.raises(SettingError, match=f"^{line}$"):
+        toolkit.evaluate("nowhere", "nothing", **given)
+
+
+def test_counts_of_numpy_are_counts(models: Models, new: Path) -> None:
+    count: Any = np.int64(3)
+    (expected, *_), (found, *_) = records(models(), new, mc=3), records(models(), new, mc=count)
+    assert found == expected
+    assert score(models(), new, mc=count, seed=np.int64(1)).to_dict() == score(models(), new, mc=3, seed=1).to_dict()
 
 
 @pytest.mark.parametrize("seed", ["-1", "4294967296"])

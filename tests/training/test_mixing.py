@@ -354,3 +354,31 @@ def test_a_mixture_is_what_the_network_runs_with():
     put_mixture(net, start, end, 0.0)
     with torch.inference_mode():
         assert torch.equal(net(pixels), first)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 1.0])
+@pytest.mark.parametrize("inference", [False, True])
+def test_the_frozen_stages_need_not_be_made_anew_for_a_mixture(share, inference):
+    net = network()
+    start, frozen = trained_state(net), copied(net.stages[:CUT].state_dict())
+    with torch.no_grad():
+        for value in (*net.stages[CUT:].state_dict().values(), *net.head.state_dict().values()):
+            value.add_(1)
+    end, made = trained_state(net), net.prefix()
+    with torch.inference_mode(inference):
+        put_mixture(net, start, end, share)
+    assert net.prefix() is made
+    assert_equal(copied(net.stages[:CUT].state_dict()), frozen)
+    for name, value in net.state_dict().items():
+        if name in end:
+            whole = not value.is_floating_point()
+            expected = end[name] if whole else torch.lerp(start[name], end[name], share)
+            torch.testing.assert_close(value, expected)
+
+
+def test_frozen_stages_are_made_anew_where_a_mixture_changes_them():
+    net = network()
+    state, made = trained_state(net), net.prefix()
+    state["stages.0.1.running_mean"] = state["stages.0.1.running_mean"] + 1
+    put_mixture(net, state, state, 1.0)
+    assert net.prefix() is not made

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from toolkit.data.decode import DEFAULT_MAX_PIXELS
-from toolkit.data.loading import Batch, Failure, ResumableLoader, SeededSampler, ViewDataset, ViewSource
+from toolkit.data.loading import Batch, Failure, ResumableLoader, ViewDataset, ViewSource
 from toolkit.data.manifest import TEST, TRAIN, VAL, Manifest
 from toolkit.data.preprocessing import Preprocessing
+from toolkit.data.samplers import SeededSampler, SteadySampler
 from toolkit.data.scan import scan
 from toolkit.data.split import assign_splits
 from toolkit.data.views import AUGMENTATIONS, augmentation
@@ -82,7 +83,8 @@ class ImageFolderData(ManifestData):
 
     The order and the views of epoch e are pure functions of (seed, e): a run resumed in mid-epoch goes on with the
     batch that comes next, whatever `workers` is. Files that fail while training are left out of their batch and
-    collected in `failures`. `last_batch` holds the rows that the step in progress works on.
+    collected in `failures`. `last_batch` holds the rows that the step in progress works on. Under a Trainer with
+    `overfit_batches`, every epoch has the first batches of epoch 0 (in other views, unless augment is "none").
 
     source: what `toolkit.data.scan` takes, or a Manifest. preprocessing: the backbone's own. augment: a name of
     `AUGMENTATIONS`. views: distinct views per image; epoch e shows view e mod views (0 is the clean one).
@@ -172,7 +174,9 @@ class ImageFolderData(ManifestData):
                 by_source=self.by_source,
             )
         ranks = {} if self.trainer is None else {"replicas": self.trainer.world_size, "rank": self.trainer.global_rank}
-        sampler = SeededSampler(self.manifest.rows(split), views=views, seed=self.seed, shuffle=shuffle, **ranks)
+        overfits = getattr(self.trainer, "overfit_batches", 0) > 0
+        kind = SteadySampler if overfits or not shuffle else SeededSampler
+        sampler = kind(self.manifest.rows(split), views=views, seed=self.seed, shuffle=shuffle, **ranks)
         pin = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
         workers = self.workers if dataset.costly else 0
         return ResumableLoader(dataset, sampler, batch_size=self.batch_size, workers=workers, pin=pin)

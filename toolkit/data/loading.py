@@ -13,16 +13,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset
 
 from toolkit.data.ahead import DecodedAhead
 from toolkit.data.decode import UnreadableImage, read_image
 from toolkit.data.lost_workers import check_alive, ended_at_once, next_batch, waiting
 from toolkit.data.manifest import Manifest
 from toolkit.data.preprocessing import Preprocessing
+from toolkit.data.samplers import SeededSampler
 from toolkit.data.turns import by_turns
 from toolkit.data.views import Augmentation, decoded_px, source_of, view, view_of_source
-from toolkit.errors import LostWorkerError
+from toolkit.errors import LostWorkerError, SettingError
 from toolkit.progress import say
 
 Failure = tuple[int, str]
@@ -122,38 +123,13 @@ class ViewDataset(Dataset[tuple[int, NDArray[np.uint8] | str]]):
         )
 
 
-class SeededSampler(DistributedSampler[Any]):
-    """Yields (row, view number); the order of epoch e is a pure function of (seed, e).
-
-    Epoch e shows view e mod `views` of every image, so the clean view comes first. A DistributedSampler, because
-    Lightning leaves one as it is and tells it the epoch; every rank draws the same permutation and takes its share,
-    the last few images repeated so that all ranks take equally many steps.
-    """
-
-    def __init__(
-        self, rows: NDArray[np.int64], *, views: int, seed: int, shuffle: bool = True, replicas: int = 1, rank: int = 0
-    ) -> None:
-        super().__init__(rows, num_replicas=replicas, rank=rank, shuffle=shuffle, seed=seed)  # type: ignore[arg-type]
-        self.rows = rows
-        self.views = views
-        self.skip = 0
-
-    def __iter__(self) -> Iterator[Any]:
-        order = self.rows
-        if self.shuffle:
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-            order = self.rows[torch.randperm(len(self.rows), generator=generator).numpy()]
-        shared = np.resize(order, self.total_size)[self.rank :: self.num_replicas]
-        number = self.epoch % self.views
-        return iter([(int(row), number) for row in shared[self.skip :]])
-
-
 class ResumableLoader(DataLoader[Any]):
     """A DataLoader over a SeededSampler that knows how far its epoch has got, and can go on from there.
 
     Its own random generator seeds the workers, so that the global random state does not depend on them. Where a worker
     is killed, it is named, and the same batches come without workers.
-    start: how they are started, such as "fork", where that matters.
+    start: how they are started, such as "fork", where that matters. others: what Lightning adds where it makes a loader
+    anew around a sampler of its own, which knows of no views: SettingError.
     """
 
     def __init__(
@@ -165,7 +141,14 @@ class ResumableLoader(DataLoader[Any]):
         workers: int,
         pin: bool,
         start: str | None = None,
+        **others: Any,
     ) -> None:
+        if others or not isinstance(sampler, SeededSampler):
+            raise SettingError(
+                "the order of these batches cannot be changed from outside; give the Trainer the data themselves, not "
+                "their loaders: trainer.fit(module, data)"
+            )
+        self.workers, self.pin = workers, pin  # Lightning looks for them
         super().__init__(
             dataset,  # type: ignore[arg-type]  # it need not inherit from Dataset
             sampler=sampler,

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from toolkit.data.preprocessing import Preprocessing
 from toolkit.errors import SettingError
+from toolkit.settings import checked
 from toolkit.training.trained import Predictor
 
 
@@ -54,8 +55,7 @@ class Ensemble:
 
         names: what the models are called in errors.
         """
-        if passes is not None and passes < 2:
-            raise SettingError(f"mc: at least 2 passes expected, got {passes}")
+        passes = None if passes is None else checked("mc", passes)
         classes = members[0].classes
         orders = []
         for number, member in enumerate(members):

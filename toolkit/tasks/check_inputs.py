@@ -14,9 +14,10 @@ from toolkit.backbones.normalise import Normalise
 from toolkit.checks.files import suspect
 from toolkit.checks.finding import Finding, Suspect
 from toolkit.checks.inputs import input_statistics, is_blank, predict_preprocessing
-from toolkit.data.loading import SeededSampler, ViewDataset, clean_batches
+from toolkit.data.loading import ViewDataset, clean_batches
 from toolkit.data.manifest import TRAIN, Manifest
 from toolkit.data.preprocessing import Preprocessing
+from toolkit.data.samplers import SeededSampler
 from toolkit.data.views import AUGMENTATIONS
 from toolkit.planning.probes import stratified
 from toolkit.planning.similarity import SAMPLE, similarity_of

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolkit.errors import ArtifactError, DataError, SettingError
+from toolkit.settings import checked
 
 if TYPE_CHECKING:
     from toolkit.artifacts.run_folder import RunFolder
@@ -68,8 +69,7 @@ def compare(run: str, other: str, *, seed: int = 0) -> Comparison:
         other: the folder of another one
         seed: of the bootstrap
     """
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
-        raise SettingError(f"seed: 0 to 2**32 − 1 expected, got {seed!r}")
+    seed = checked("seed", seed)
     from toolkit.evaluation.paired import paired
 
     first, second = _finished(run), _finished(other)

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolkit.errors import DataError, SettingError, unknown_name
+from toolkit.settings import checked
 from toolkit.storage import publish_bytes, publish_text
-from toolkit.tasks.predict import check_workers, others
+from toolkit.tasks.predict import others
 
 if TYPE_CHECKING:
     import torch
@@ -100,11 +101,10 @@ def evaluate(
     """
     if split not in SPLITS:
         raise unknown_name("split", split, SPLITS)
-    check_workers(workers)
+    workers = None if workers is None else checked("workers", workers)
+    mc, seed = None if mc is None else checked("mc", mc), checked("seed", seed)
     if overwrite and out is None:
         raise SettingError("overwrite is not used where nothing is written; give out, or remove it")
-    if not 0 <= seed < 2**32:
-        raise SettingError(f"seed: 0 to 2**32 − 1 expected, got {seed!r}")
     from toolkit.artifacts.model_folder import load_ensemble
     from toolkit.baselines.idx import is_idx, read_idx
     from toolkit.data.scan import scan

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolkit.errors import ArtifactError, SettingError, unknown_name
+from toolkit.settings import checked
 
 if TYPE_CHECKING:
     from toolkit.experiments.finding import Finding
@@ -57,8 +58,7 @@ def notes(name: str | None = None, *, out: str | None = None, overwrite: bool = 
         return NotesReport(lines)
     if name not in EXPERIMENTS:
         raise unknown_name("experiment", name, EXPERIMENTS)
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
-        raise SettingError(f"seed: 0 to 2**32 − 1 expected, got {seed!r}")
+    seed = checked("seed", seed)
     picture = DEFAULT_FOLDER / f"{name}.png" if out is None else Path(out).expanduser()
     if picture.suffix.lower() != ".png":
         raise SettingError(f"out: a file name that ends in .png expected, got {str(picture)!r}")

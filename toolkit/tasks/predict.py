@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from toolkit.errors import DataError, SettingError
+from toolkit.errors import DataError
+from toolkit.settings import checked
 from toolkit.tasks.head_start import head_start_of
 
 
@@ -37,7 +38,8 @@ def predict(
         device: auto, cpu, cuda, cuda:1, mps
         workers: how many processes (on a CPU: threads) decode; by the number of images and cores by default
     """
-    check_workers(workers)
+    workers = None if workers is None else checked("workers", workers)
+    mc = None if mc is None else checked("mc", mc)
     files = image_files(paths)
     refused = {path: reason for path, reason in files.items() if reason is not None}
     with head_start_of(model, [path for path in files if path not in refused], workers):
@@ -57,16 +59,6 @@ def predict(
 def others(ensemble: Sequence[str] | str | None) -> list[str]:
     """Return the further models of an ensemble; a single one may come without a list, as a path of images may."""
     return [os.fspath(ensemble)] if isinstance(ensemble, (str, os.PathLike)) else list(ensemble or [])
-
-
-def check_workers(workers: int | None) -> None:
-    """Raise SettingError for a number of processes that cannot be."""
-    try:
-        fine = workers is None or 0 <= workers <= 1024
-    except TypeError:  # no number at all
-        fine = False
-    if not fine:
-        raise SettingError(f"workers: 0 to 1024 processes expected, got {workers!r}")
 
 
 def image_files(paths: Sequence[str]) -> dict[str, str | None]:

@@ -13,9 +13,10 @@ class WeightAverage:
     """Keeps the exponential moving average of parameters in them, and their latest values aside.
 
     Whoever looks at the parameters between steps sees the average: validation, checkpoints, what is saved in the end.
-    `learn` puts the latest values in their place for a forward and backward pass and a step, `rest` ends that. After
-    step t the average moves by 1 − min(decay, (1 + t) / (10 + t)) towards the latest values, so that the first steps
-    are soon forgotten (Polyak & Juditsky 1992; the rule is TensorFlow's).
+    `learn` puts the latest values in their place for forward and backward passes and a step, `rest` ends that. Where a
+    step is made of several batches, `show` lets somebody look at the average between them. After step t the average
+    moves by 1 − min(decay, (1 + t) / (10 + t)) towards the latest values, so that the first steps are soon forgotten
+    (Polyak & Juditsky 1992; the rule is TensorFlow's).
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], decay: float) -> None:
@@ -30,18 +31,31 @@ class WeightAverage:
         if not self._learns:
             self._exchange()
 
-    def rest(self) -> None:
-        """Move the average towards the latest values, once a step was done, and put it into the parameters."""
+    def show(self) -> None:
+        """Put the average into the parameters, if it is not there."""
         if self._learns:
             self._exchange()
+
+    def rest(self) -> None:
+        """Move the average towards the latest values, once a step was done, and put it into the parameters."""
+        self.show()
         self.steps += 1
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
         with torch.no_grad():
             torch._foreach_lerp_([p.data for p in self._parameters], self._aside, 1 - decay)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint needs beside the average, which is in the parameters."""
-        return {"steps": self.steps, "latest": self._aside}
+        """Return what a checkpoint needs beside the average, see `put_into`."""
+        latest = [p.detach() for p in self._parameters] if self._learns else self._aside
+        return {"steps": self.steps, "latest": latest}
+
+    def put_into(self, state: dict[str, Any], module: nn.Module) -> None:
+        """Put the average into the state dict of a module that the parameters belong to, wherever it is now."""
+        values = self._aside if self._learns else [p.detach() for p in self._parameters]
+        averages = dict(zip(self._parameters, values, strict=True))
+        for name, parameter in module.named_parameters(remove_duplicate=False):
+            if name in state and parameter in averages:
+                state[name] = averages[parameter]
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state_dict`; the parameters hold their average already."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
 
 from toolkit.errors import ArtifactError, Interrupted
 from toolkit.storage import publishing
@@ -62,11 +64,22 @@ def set_random_state(state: dict[str, Any]) -> None:
     random.setstate((version, tuple(internal), gauss))
 
 
+def check_same_network(ours: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> None:
+    """Raise ArtifactError if the weights of a checkpoint are not those of such a network as ours."""
+    for key in {**ours, **stored}:
+        here, there = (tuple(state[key].shape) if key in state else None for state in (ours, stored))
+        if here != there:
+            raise ArtifactError(
+                f"the checkpoint is of another network ({key}: {there} in the checkpoint, {here} here); did classes or "
+                "settings change since? Start a new run"
+            )
+
+
 class Checkpoints(Callback):
     """Saves `last.ckpt` after every epoch, every minute between, and when a signal asks the run to stop.
 
-    A checkpoint in mid-epoch is taken only where an optimizer step has just ended: gradients that are still being
-    accumulated would be lost. The random state is put back right before the first batch after a resume, when
+    A checkpoint in mid-epoch is taken only where an optimizer step has just ended: it would have to hold the gradients
+    that are still being accumulated. The random state is put back right before the first batch after a resume, when
     nothing else can draw from it any more.
     """
 

@@ -180,7 +180,12 @@ def load_state(network: nn.Module, state: State) -> None:
 
 
 def put_mixture(network: nn.Module, start: State, end: State, share: float) -> None:
-    """Set a network to start + share · (end − start), both of `trained_state`; whole numbers are those of `end`."""
+    """Set a network to start + share · (end − start), both of `trained_state`; whole numbers are those of `end`.
+
+    Buffers that hold those values already, such as the statistics of frozen stages, are not written to: what frozen
+    stages run as is made anew as soon as one of their tensors is.
+    """
+    learnt = {name for name, _ in network.named_parameters(remove_duplicate=False)}
     with torch.no_grad():
         for name, value in network.state_dict().items():
             if name in end:
@@ -188,4 +193,5 @@ def put_mixture(network: nn.Module, start: State, end: State, share: float) -> N
                 mixed = given
                 if share < 1 and given.is_floating_point():
                     mixed = start[name] if share == 0 else torch.lerp(start[name], given, share)
-                value.copy_(mixed)
+                if name in learnt or not torch.equal(value, mixed.to(value.device)):
+                    value.copy_(mixed)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -19,15 +18,19 @@ from torchmetrics.classification import MulticlassAccuracy
 from toolkit.backbones.backbone import Backbone
 from toolkit.backbones.taps import tap_widths
 from toolkit.data.decode import DEFAULT_MAX_PIXELS
-from toolkit.errors import ArtifactError, SettingError
+from toolkit.errors import SettingError
 from toolkit.features.prefix import Activations
+from toolkit.hardware import PRECISIONS, one_thread_where_forked
 from toolkit.heads.linear import LinearHead
 from toolkit.plan import FreezeSpec, Recipe, partial_cut
 from toolkit.training.average import WeightAverage
 from toolkit.training.blend import Blend, blend, taken
+from toolkit.training.checkpoints import check_same_network
 from toolkit.training.drop_path import set_drop_path
 from toolkit.training.groups import parameter_groups
+from toolkit.training.loss import loss_and_hits
 from toolkit.training.network import TransferNetwork
+from toolkit.training.pull import Pull
 from toolkit.training.schedule import rate_factors
 from toolkit.training.split_steps import SplitSteps
 from toolkit.training.trained import TrainedModel
@@ -41,7 +44,8 @@ class TransferModule(LightningModule):
 
     Batches are (inputs, labels): uint8 (N, 3, H, W), normalised here on the device, float that is normalised
     already, or the stored Activations of the frozen stages; labels int64 (N,). Logs train_loss, train_accuracy,
-    val_loss, val_accuracy. The backbone's stages are taken over, not copied.
+    val_loss, val_accuracy. The backbone's stages are taken over, not copied. They stay float32: the Trainer's
+    precision is 32-true, bf16-mixed or 16-mixed.
 
     cut: first trainable stage (by default that of `partial_cut`); spec: a FreezeSpec instead of a cut.
     taps: stages whose pooled outputs the head sees (the last one by default). head: a module (N, D) → (N, n_classes),
@@ -92,7 +96,7 @@ class TransferModule(LightningModule):
             {f"{split}_accuracy": MulticlassAccuracy(max(2, n_classes), average="micro") for split in ("val", "test")}
         )
         self._average: WeightAverage | None = None
-        self._start: dict[str, Tensor] = {}  # where weight decay pulls to, by the names of the parameters
+        self._pull: Pull | None = None
         self._loaded: dict[str, Any] = {}
 
     def forward(self, inputs: Tensor | Activations) -> Tensor:
@@ -101,15 +105,24 @@ class TransferModule(LightningModule):
         return scores
 
     def setup(self, stage: str) -> None:
-        """Note the weights that training begins with, before a checkpoint brings later ones."""
+        """Note the weights that training begins with, before a checkpoint brings later ones.
+
+        Raises SettingError for a precision that would turn the frozen weights into another number format.
+        """
+        one_thread_where_forked()
+        if (given := self.trainer.precision) not in PRECISIONS:
+            instead = {"bf16-true": "bf16-mixed", "16-true": "16-mixed"}.get(given, "32-true")
+            what = "would change the number format of all weights, the frozen ones too"
+            raise SettingError(f"precision: {given!r} {what}; give the Trainer {instead!r}")
         if stage == "fit" and self.recipe.decay_towards == "start":
-            self._start = {name: p.detach().clone() for name, p in self.network.named_parameters() if p.requires_grad}
+            self._pull = Pull(self.network, self.recipe.weight_decay)
 
     def on_fit_start(self) -> None:
         """Set training mode: the network begins in eval mode, and the Trainer leaves modes as it finds them."""
         self.train()
         self.network.renew_prefix()
-        self._start = {name: value.to(self.device) for name, value in self._start.items()}
+        if self._pull is not None:
+            self._pull.follow()
         if self.recipe.ema:
             learning = [p for p in self.network.parameters() if p.requires_grad]
             self._average = WeightAverage(learning, self.recipe.ema)
@@ -118,25 +131,41 @@ class TransferModule(LightningModule):
         self.updates = UpdateRatios(self._loaded.get("updates"))
         self.gradients = GradientNorms(self._loaded.get("gradients"))
         self._steps = SplitSteps(self.network.parameters(), self._loaded.get("at_once"))
+
+    def on_train_start(self) -> None:
+        """Go on with a step in work; not sooner, for the Trainer forgets gradients before."""
+        if self._loaded.get("in_work") is not None:
+            self._steps.go_on(self._loaded["in_work"])
         self._loaded = {}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what is neither weight nor the optimizer's."""
+        """Add what is neither weight nor the optimizer's: also what a step in work has come to, in mid-accumulation."""
         checkpoint["learning"] = {"updates": self.updates.state_dict(), "gradients": self.gradients.state_dict()}
-        checkpoint["learning"]["at_once"] = self._steps.at_once
+        checkpoint["learning"] |= {"at_once": self._steps.at_once, "in_work": self._gradients_in_work()}
         if self._average is not None:
             checkpoint["learning"]["average"] = self._average.state_dict()
+            self._average.put_into(checkpoint["state_dict"], self)
+
+    def _gradients_in_work(self) -> list[Tensor | None] | None:
+        """Return the gradients of the step in work; those of several ranks, which each go on with it, are averaged."""
+        found = self._steps.gradients()
+        if found is None or self.trainer.world_size == 1:
+            return found
+        return [None if one is None else self.trainer.strategy.reduce(one.clone(), reduce_op="mean") for one in found]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse the checkpoint of another network; raises ArtifactError."""
-        ours, stored = self.state_dict(), checkpoint["state_dict"]
-        odd = [key for key in {**ours, **stored} if _shape(ours, key) != _shape(stored, key)]
-        if odd:
-            raise ArtifactError(
-                f"the checkpoint is of another network ({odd[0]}: {_shape(stored, odd[0])} in the checkpoint, "
-                f"{_shape(ours, odd[0])} here); did classes or settings change since? Start a new run"
-            )
+        check_same_network(self.state_dict(), checkpoint["state_dict"])
         self._loaded = dict(checkpoint.get("learning", {}))
+
+    def on_validation_start(self) -> None:
+        """Show the average of the weights, also where a step is in work."""
+        if self._average is not None:
+            self._average.show()
+
+    def on_train_end(self) -> None:
+        """Leave the average of the weights, also where training ended in mid-accumulation."""
+        self.on_validation_start()
 
     def training_step(self, batch: Labelled, batch_idx: int) -> dict[str, Tensor]:
         """Return a batch's loss, its sum over images, hits and size.
@@ -165,19 +194,8 @@ class TransferModule(LightningModule):
         return {"loss": loss, "loss_sum": loss.detach() * size, "hits": hits, "size": size}
 
     def _learn(self, whole: Blend, labels: Tensor, part: slice) -> tuple[Tensor, Tensor]:
-        """Return the share that a part of a batch has in its mean loss, and hits; of a blend both labels are right,
-        each as far as its image is in it."""
-        inputs, own, kept = taken(whole.inputs, part), labels[part], whole.kept
-        with self.network.fixed_statistics() if len(own) == 1 else nullcontext():
-            scores = self.network(inputs)
-        of = None if len(own) == len(labels) else labels
-        loss, guesses = self._loss(scores, own, of), scores.argmax(dim=1)
-        hits = (guesses == own).sum()
-        if kept < 1:
-            partners = labels[whole.partners.to(labels.device)]
-            loss = kept * loss + (1 - kept) * self._loss(scores, partners[part], None if of is None else partners)
-            hits = kept * hits + (1 - kept) * (guesses == partners[part]).sum()
-        return loss, hits
+        smoothing = self.recipe.label_smoothing
+        return loss_and_hits(self.network, whole, labels, part, smoothing=smoothing, weights=self.class_weights)
 
     def _add_gradients(self, loss: Tensor) -> None:
         """Go backward from a part of a batch as the Trainer does from a whole one."""
@@ -206,14 +224,6 @@ class TransferModule(LightningModule):
         if not (mixup or cutmix):
             return Blend(inputs, labels, 1.0)
         return blend(self.network.before_tail(inputs), self.backbone.layout, mixup=mixup, cutmix=cutmix)
-
-    def _loss(self, scores: Tensor, labels: Tensor, of: Tensor | None = None) -> Tensor:
-        """Return the mean loss, or what these images add to the mean over a whole batch with the labels `of`."""
-        smoothing, weights = self.recipe.label_smoothing, self.class_weights
-        if of is None:
-            return F.cross_entropy(scores.float(), labels, weight=weights, label_smoothing=smoothing)
-        loss = F.cross_entropy(scores.float(), labels, weight=weights, label_smoothing=smoothing, reduction="sum")
-        return loss / (len(of) if weights is None else weights[of].sum())
 
     def validation_step(self, batch: Labelled, batch_idx: int) -> None:
         """Log the plain cross-entropy and the accuracy of a batch."""
@@ -268,18 +278,11 @@ class TransferModule(LightningModule):
             self._average.learn()
         with self.updates.watching(groups, self.trainer):
             super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-            if self._start:
-                self._pull(groups)
+            if self._pull is not None:
+                self._pull.after_step(groups)
+        self._steps.unspent = False
         if self._average is not None:
             self._average.rest()
-
-    def _pull(self, groups: list[dict[str, Any]]) -> None:
-        names = {id(parameter): name for name, parameter in self.network.named_parameters()}
-        with torch.no_grad():
-            for group in groups:
-                if group["kind"] == "weights" and group["lr"]:
-                    starts = [self._start[names[id(p)]] for p in group["params"]]
-                    torch._foreach_lerp_(group["params"], starts, min(1.0, group["lr"] * self.recipe.weight_decay))
 
     def _evaluate(self, split: str, batch: Labelled) -> None:
         inputs, labels = batch[:2]
@@ -294,7 +297,3 @@ class TransferModule(LightningModule):
             self.log(f"{split}_accuracy", accuracy, on_step=False, on_epoch=True)
             loss = F.cross_entropy(scores.float(), labels)
             self.log(f"{split}_loss", loss, on_step=False, on_epoch=True, batch_size=len(labels), sync_dist=True)
-
-
-def _shape(state: Mapping[str, Tensor], key: str) -> tuple[int, ...] | None:
-    return tuple(state[key].shape) if key in state else None

@@ -7,7 +7,7 @@ the number of steps and the schedule, so that a run goes on in the very step tha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -43,6 +43,7 @@ class SplitSteps:
     def __init__(self, parameters: Iterable[nn.Parameter], at_once: int | None = None) -> None:
         self.at_once = at_once
         self.has_gradients = False  # of the batch in work, before the Trainer asks for them
+        self.unspent = False  # whether batches have added gradients, and no step was taken since
         self._parameters = [p for p in parameters if p.requires_grad]
         self._step: _Step | None = None
         self._splitting = False
@@ -68,6 +69,11 @@ class SplitSteps:
         """Add the gradients of a loss by `plain`, unless they are there; where memory runs out, part by part."""
         if self._splitting:  # the parts have their own way out
             return plain()
+        self.unspent = False  # if this fails, they are not whole
+        self._add_batch(loss, plain, again)
+        self.unspent = True
+
+    def _add_batch(self, loss: Tensor, plain: Callable[[], None], again: Callable[[Tensor], object]) -> None:
         step, self._step = self._step, None
         if self.has_gradients or step is None:
             there, self.has_gradients = self.has_gradients, False
@@ -84,6 +90,15 @@ class SplitSteps:
         self._in_parts(again)
         self._step, self.has_gradients = None, False
         return None
+
+    def gradients(self) -> list[Tensor | None] | None:
+        """Return what the batches of a step in work have added up so far; None between steps."""
+        return [p.grad for p in self._parameters] if self.unspent else None
+
+    def go_on(self, gradients: list[Tensor | None]) -> None:
+        """Put back what `gradients` returned, for the rest of the step."""
+        self._put([None if one is None else one.to(p) for p, one in zip(self._parameters, gradients, strict=True)])
+        self.unspent = True
 
     def _in_parts(self, backward: Callable[[Tensor], object]) -> tuple[Tensor, Tensor]:
         """Go forward and backward part by part; return the loss, from which nothing is left to do, and the sum."""
@@ -128,7 +143,7 @@ class SplitSteps:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def _put(self, gradients: list[None] | list[Tensor | None]) -> None:
+    def _put(self, gradients: Sequence[Tensor | None]) -> None:
         for parameter, gradient in zip(self._parameters, gradients, strict=True):
             parameter.grad = gradient
 
