@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,28 @@ def test_a_claim_that_was_killed_bars_nobody(tmp_path: Path) -> None:
     (tmp_path / "mine/checkpoints").mkdir(parents=True)
     with pytest.raises(ArtifactError, match="is not empty and holds no run"):
         created(tmp_path / "mine", config(1), overwrite=False)
+
+
+def test_a_place_that_the_system_refuses_to_look_at_is_refused_in_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ArtifactError, match="cannot be written"):
+        created(tmp_path / ("x" * 300), config(1), overwrite=False)
+    stat = os.stat
+
+    def closed(path: Any, *args: Any, **more: Any) -> os.stat_result:
+        if str(path).startswith(str(tmp_path / "closed/")):
+            raise PermissionError(13, "Permission denied", path)
+        return stat(path, *args, **more)
+
+    def no_folder(path: Path, *args: Any, **more: Any) -> None:
+        raise PermissionError(13, "Permission denied", path)
+
+    (tmp_path / "closed").mkdir()
+    monkeypatch.setattr(os, "stat", closed)
+    monkeypatch.setattr(Path, "mkdir", no_folder)
+    with pytest.raises(ArtifactError, match=r"cannot be written \(Permission denied\)"):
+        created(tmp_path / "closed/run", config(1), overwrite=False)
 
 
 @pytest.mark.parametrize("overwrite", [False, True])

@@ -72,7 +72,8 @@ class RunFolder:
         """
         self._check_free(overwrite=overwrite)  # before anything is made in a folder that may be somebody's own
         lock = self.checkpoints / LOCK
-        made = [place for place in (lock, self.checkpoints, self.path, *self.path.parents) if not place.exists()]
+        places = (lock, self.checkpoints, self.path, *self.path.parents)
+        made = [place for place in places if not os.path.exists(place)]  # False as well where nobody may look
         try:
             with ExitStack() as stack:
                 try:
