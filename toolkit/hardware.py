@@ -32,6 +32,8 @@ def resolve_device(name: str | torch.device) -> torch.device:
     present = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}[kind]
     if (device.index or 0) >= present:
         raise SettingError(f"device {name!r}: this machine has {present} device(s) of that kind; use --device cpu")
+    if name == "cuda":  # as tensors name it: else what lies there seems to lie elsewhere
+        return torch.device("cuda", torch.cuda.current_device())
     return device
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 import toolkit
 from tests.data.encoded import white_is_zero
@@ -18,10 +18,11 @@ from tests.photos import photo
 from tests.tasks.small import SMALL
 from toolkit.data.decode import decode, read_image
 from toolkit.errors import ArtifactError, DataError, SettingError, ToolkitError
-from toolkit.features import contents
+from toolkit.features import contents, prefix
 from toolkit.tasks.classifier import ImageClassifier, _as_png
 from toolkit.tasks.evaluate import evaluate
 from toolkit.tasks.finetune import finetune
+from toolkit.training.trained import TrainedModel
 
 N = 8
 
@@ -130,6 +131,19 @@ def test_more_images_than_a_pass_takes_and_none_at_all(fitted: ImageClassifier) 
     many = [photo(number % 2, number) for number in range(35)]
     np.testing.assert_array_equal(fitted.predict_proba(many)[33], fitted.predict_proba(many[33:34])[0])
     assert fitted.predict([]).shape == (0,) and fitted.predict_proba([]).shape == (0, 2)
+
+
+def test_a_pass_is_as_large_as_its_device_takes(fitted: ImageClassifier, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes, logits = [], TrainedModel.logits
+
+    def counted(model: TrainedModel, pixels: Tensor, device: torch.device) -> Tensor:
+        sizes.append(len(pixels))
+        return logits(model, pixels, device)
+
+    monkeypatch.setattr(TrainedModel, "logits", counted)
+    monkeypatch.setattr(prefix, "chunk_of", lambda device: 32)
+    fitted.predict_proba([photo(0, 0)] * 40)
+    assert sizes == [32, 8], "what is missing in a pass is padded"
 
 
 def test_labels_of_any_kind_become_names() -> None:

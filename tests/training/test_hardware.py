@@ -57,7 +57,7 @@ def test_devices_that_are_there(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
     assert resolve_device("auto") == resolve_device("cuda:1") == torch.device("cuda", 1)
-    assert resolve_device("cuda").type == "cuda"
+    assert resolve_device("cuda") == torch.device("cuda", 1), "as the tensors on it say"
     with pytest.raises(SettingError, match="this machine has 2 device"):
         resolve_device("cuda:2")
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)

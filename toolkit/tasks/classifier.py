@@ -78,18 +78,19 @@ class ImageClassifier:
     def predict_proba(self, images: Sequence[Any]) -> NDArray[np.float32]:
         """Return float32 (N, C), columns as in `classes_`; DataError for an image that cannot be read."""
         from toolkit.data.views import clean_view
-        from toolkit.features.prefix import CHUNK
+        from toolkit.features.prefix import chunk_of
         from toolkit.hardware import resolve_device
 
         if not hasattr(self, "model_"):
             raise ToolkitError("this ImageClassifier has learnt nothing yet: call fit(images, labels) first")
         _check_several(images, at_least=0)
         device = resolve_device(self._device)
+        size = chunk_of(device)
         parts = [np.empty((0, len(self.classes_)), np.float32)]
-        for start in range(0, len(images), CHUNK):
+        for start in range(0, len(images), size):
             views = [
                 clean_view(_decoded(image, start + i, self.model_), self.model_.preprocessing)
-                for i, image in enumerate(images[start : start + CHUNK])
+                for i, image in enumerate(images[start : start + size])
             ]
             logits = self.model_.logits(torch.from_numpy(np.stack(views)), device)
             parts.append(logits.double().softmax(dim=1).float().numpy())
