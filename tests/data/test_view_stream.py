@@ -103,7 +103,7 @@ def test_a_lost_process_ends_in_one_line(manifest, monkeypatch):
         raise AssertionError("still alive")
 
     monkeypatch.setattr(view_stream, "LOST_AFTER_S", 5.0)
-    monkeypatch.setattr(view_stream, "read_image", deadly)
+    monkeypatch.setattr(view_stream, "read_content", deadly)
     with pytest.raises(ToolkitError, match=r"a decoding process was lost .* --workers 0"):
         streamed(manifest, workers=1)
 
