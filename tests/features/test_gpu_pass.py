@@ -59,6 +59,14 @@ def test_pixels_and_sources_are_pillows(cache, manifest, monkeypatch):
     assert_same(everything(fetch(cache, request, manifest)), live(request, manifest, range(12)))
 
 
+def test_pixels_do_not_go_over_a_gpu(cache, manifest, monkeypatch):
+    where = []
+    real = passes._group
+    monkeypatch.setattr(passes, "_group", lambda *given: where.append(given[2]) or real(*given))
+    request = Request(tiny_backbone(), cut=0, device=torch.device("cuda", 0))
+    assert len(fetch(cache, request, manifest)) == 12 and set(where) == {torch.device("cpu")}
+
+
 def test_a_gpu_has_larger_passes_and_says_what_decodes(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some GPU")
     gpu = torch.device("cuda", 0)

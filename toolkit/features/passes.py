@@ -76,7 +76,8 @@ def compute(
     rows: int64 (K,), of the Manifest. wanted: bool (K, V), which of their views. bounds: of `group_bounds`.
     Raises NoRoomError where the disk is full, WeightsError where the activations are not finite.
     """
-    size, gpu = chunk_of(request.device), request.jpegs
+    device = torch.device("cpu") if request.cut == 0 else request.device  # pixels have no use for a GPU
+    size, gpu = chunk_of(device), request.jpegs
     batches = _Batches(rows, wanted, bounds, size)
     maker = functools.cache(lambda: request.maker())  # once, whoever comes first
     on_cpu, some = request.device.type == "cpu", len(rows) >= 2 * size
@@ -100,7 +101,7 @@ def compute(
             workers=workers,
             max_pixels=max_pixels,
             turns=on_cpu,
-            pin=request.device.type == "cuda",
+            pin=device.type == "cuda",
             source=request.source,
             ready=ready,
             gpu=gpu,
@@ -108,7 +109,7 @@ def compute(
         if some:
             maker()  # for a GPU made now, while the first images are being decoded
         for start, stop in pairwise(bounds):
-            read, outputs = _group(islice(stream, len(batches.of(start, stop))), maker, request.device, counter)
+            read, outputs = _group(islice(stream, len(batches.of(start, stop))), maker, device, counter)
             if request.source and outputs:
                 outputs[SIZE] = torch.from_numpy(np.concatenate([views.sizes for views in read]))
             _check_finite(outputs, request)
